@@ -1,0 +1,46 @@
+"""Overture: autoregressive image generators whose first tokens carry the meaning."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Layout": "overture.layout",
+    "Segment": "overture.layout",
+    "Schedule": "overture.schedules",
+    "OvertureError": "overture.errors",
+    "UsageError": "overture.errors",
+    "Guidance": "overture.priors.guidance",
+    "Pipeline": "overture.pipeline",
+    "load_tokenizer": "overture.pipeline",
+    "load_prior": "overture.pipeline",
+    "conditional_entropy": "overture.analysis.entropy",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from overture.analysis.entropy import conditional_entropy as conditional_entropy
+    from overture.errors import OvertureError as OvertureError
+    from overture.errors import UsageError as UsageError
+    from overture.layout import Layout as Layout
+    from overture.layout import Segment as Segment
+    from overture.pipeline import Pipeline as Pipeline
+    from overture.pipeline import load_prior as load_prior
+    from overture.pipeline import load_tokenizer as load_tokenizer
+    from overture.priors.guidance import Guidance as Guidance
+    from overture.schedules import Schedule as Schedule
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their module on first use, so that ``import overture`` does not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'overture' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
