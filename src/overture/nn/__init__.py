@@ -1,1 +1,1 @@
-
+"""Parts that every network here is made of."""

@@ -1,0 +1,206 @@
+"""The transformer that encoder, decoder and prior share ("Prologue", arXiv 2605.06137; spec section 3).
+
+Norm scales and residual gates are linear maps of a condition vector. Tokenizer and prior only ever run it with the
+unconditional class (the prior's class enters as its first token), so the condition is a constant: it is computed once
+per forward, or once per generation, and never per position.
+
+Shapes: B batch, L positions, D channels, C condition channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.errors import UsageError
+from overture.nn.attention import Attention, KVCache, KVSlot
+from overture.nn.norm import ConditionalScale, RMSNorm, rms_normalize
+from overture.nn.rope import Rotary
+
+__all__ = ["BlockScales", "OutputHead", "Transformer", "TransformerConfig", "initialize"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of a transformer. ``ratio`` is the feed-forward width over ``dim``, before gating."""
+
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    ratio: float = 8 / 3
+    condition_dim: int = 32
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.depth < 1 or self.heads < 1 or self.condition_dim < 1:
+            raise UsageError("transformer: dim, depth, heads and condition_dim need to be at least 1")
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise UsageError(f"transformer: dim {self.dim} over {self.heads} heads does not give an even head size")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Channels inside the feed-forward."""
+        return round(self.dim * self.ratio)
+
+    def build(self, num_classes: int, *, bias: bool, causal: bool = False, dropout: float = 0.0) -> Transformer:
+        """Make the module, with fresh weights."""
+        return Transformer(self, num_classes, bias=bias, causal=causal, dropout=dropout)
+
+
+class BlockScales(NamedTuple):
+    """What one block takes from the condition: ``[D]`` each, or ``[B, 1, D]`` under condition dropout."""
+
+    attention_norm: Tensor
+    attention_gate: Tensor
+    feed_forward_norm: Tensor
+    feed_forward_gate: Tensor
+
+
+class Condition(nn.Module):
+    """The condition vector of the unconditional class: gelu(rmsnorm(Linear(one-hot))), ``[C]``.
+
+    The matrix has a column for every class and one (the last) for "unconditional", as in the released weights.
+    """
+
+    def __init__(self, num_classes: int, condition_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.classes = nn.Linear(num_classes + 1, condition_dim)
+        self.norm = RMSNorm(condition_dim)
+        self.dropout = dropout
+
+    def forward(self, batch: int) -> Tensor:
+        """``[C]``; under dropout ``[B, 1, C]``, for each sample has its own."""
+        vector = self.classes.weight[:, -1] + self.classes.bias
+        if self.training and self.dropout:
+            vector = F.dropout(vector.expand(batch, 1, -1), self.dropout)
+        return F.gelu(self.norm(vector), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """GEGLU: one projection to twice the hidden width, whose second half gates the first."""
+
+    def __init__(self, dim: int, hidden: int, *, bias: bool) -> None:
+        super().__init__()
+        self.input = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.output = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        value, gate = self.input(x_BLD).chunk(2, dim=-1)
+        return self.output(value * F.gelu(gate, approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normalised before and gated after."""
+
+    def __init__(self, config: TransformerConfig, *, bias: bool, causal: bool, dropout: float) -> None:
+        super().__init__()
+        dim, condition_dim = config.dim, config.condition_dim
+        self.attention_norm = ConditionalScale(condition_dim, dim)
+        self.attention = Attention(dim, config.heads, bias=bias, causal=causal)
+        self.attention_gate = ConditionalScale(condition_dim, dim, bias=bias)
+        self.feed_forward_norm = ConditionalScale(condition_dim, dim)
+        self.feed_forward = FeedForward(dim, config.hidden, bias=bias)
+        self.feed_forward_gate = ConditionalScale(condition_dim, dim, bias=bias)
+        self.dropout = dropout
+
+    def scales(self, condition: Tensor) -> BlockScales:
+        return BlockScales(
+            self.attention_norm(condition),
+            self.attention_gate(condition),
+            self.feed_forward_norm(condition),
+            self.feed_forward_gate(condition),
+        )
+
+    def forward(self, x_BLD: Tensor, scales: BlockScales, rotary: Rotary, slot: KVSlot | None = None) -> Tensor:
+        branch = self.attention(rms_normalize(x_BLD, scales.attention_norm), rotary, slot)
+        x_BLD = x_BLD + F.dropout(scales.attention_gate.to(branch.dtype) * branch, self.dropout, self.training)
+        branch = self.feed_forward(rms_normalize(x_BLD, scales.feed_forward_norm))
+        return x_BLD + F.dropout(scales.feed_forward_gate.to(branch.dtype) * branch, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks under one condition vector. Embeddings and output heads belong to whoever uses it."""
+
+    def __init__(
+        self, config: TransformerConfig, num_classes: int, *, bias: bool, causal: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.condition = Condition(num_classes, config.condition_dim, dropout)
+        self.blocks = nn.ModuleList(
+            Block(config, bias=bias, causal=causal, dropout=dropout) for _ in range(config.depth)
+        )
+        initialize(self)
+
+    def scales(self, condition: Tensor) -> list[BlockScales]:
+        """Every block's scales for a condition from ``self.condition``."""
+        return [block.scales(condition) for block in self.blocks]  # type: ignore[operator]
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotary: Rotary,
+        *,
+        condition: Tensor | None = None,
+        scales: list[BlockScales] | None = None,
+        cache: KVCache | None = None,
+        rows: slice = slice(None),
+        start: int = 0,
+    ) -> Tensor:
+        """``[B, L, D] -> [B, L, D]``.
+
+        With a ``cache``, ``x_BLD`` holds only the positions from ``start`` on, for the batch ``rows`` of the cache.
+        ``condition`` and ``scales`` may be passed by callers who already have them.
+        """
+        if scales is None:
+            scales = self.scales(self.condition(len(x_BLD)) if condition is None else condition)
+        for layer, block in enumerate(self.blocks):
+            slot = None if cache is None else cache.slot(layer, rows, start)
+            x_BLD = block(x_BLD, scales[layer], rotary, slot)
+        return x_BLD
+
+
+class OutputHead(nn.Module):
+    """The last norm and the projection to the output, both in float32 whatever the autocast."""
+
+    def __init__(self, config: TransformerConfig, outputs: int, *, bias: bool, weight_scale: float = 1.0) -> None:
+        super().__init__()
+        self.norm = ConditionalScale(config.condition_dim, config.dim)
+        self.projection = nn.Linear(config.dim, outputs, bias=bias)
+        initialize(self)
+        with torch.no_grad():
+            self.projection.weight.mul_(weight_scale)
+
+    def forward(self, x_BLD: Tensor, condition: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """``[B, L, D] -> [B, L, outputs]``; a slice computes only those rows of the output matrix."""
+        return self.project(self.normalize(x_BLD, self.norm(condition)), outputs)
+
+    def normalize(self, x_BLD: Tensor, scale: Tensor) -> Tensor:
+        """The norm alone, for callers who hold its scale."""
+        return rms_normalize(x_BLD.float(), scale)
+
+    def project(self, x_BLD: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """The projection alone."""
+        bias = None if self.projection.bias is None else self.projection.bias[outputs]
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            return F.linear(x_BLD.float(), self.projection.weight[outputs].float(), bias)
+
+
+def initialize(module: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 for linear weights (times 1e-5 where they make scales), zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if isinstance(part, ConditionalScale):
+                with torch.no_grad():
+                    part.weight.mul_(1e-5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,145 @@
+"""Vector quantization on the unit sphere: straight-through for visual tokens, soft-backward for the prologue.
+
+Source: "Prologue" (arXiv 2605.06137), spec section 5; sizes per position: "Taming the Entropy Cliff" (2605.06207).
+Shapes: B images, L positions, D encoder channels, K codes, Z channels of a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.quantizers.base import Quantized, Quantizer
+from overture.quantizers.search import nearest_codes, soft_lookup
+
+__all__ = ["SoftConfig", "SoftQuantizer", "VectorConfig", "VectorQuantizer"]
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """Straight-through vector quantizer.
+
+    ``commitment`` weighs the pull of the encoder towards its code. A code that no position has chosen for
+    ``revive_after`` steps is moved onto an encoder output of the batch, one from a position that may use it
+    (0: never).
+    """
+
+    kind: ClassVar[str] = "vector"
+    z_dim: int = 14
+    commitment: float = 0.25
+    revive_after: int = 0
+
+    def build(self, dim: int, sizes: Sequence[int]) -> VectorQuantizer:
+        """Make the module for encoder outputs of ``dim`` channels."""
+        return VectorQuantizer(self, dim, sizes)
+
+
+class VectorQuantizer(Quantizer):
+    """One shared codebook; position l chooses among its first ``sizes[l]`` entries by the largest dot product."""
+
+    def __init__(self, config: VectorConfig | SoftConfig, dim: int, sizes: Sequence[int]) -> None:
+        super().__init__(sizes)
+        self.config, self.z_dim = config, config.z_dim
+        self.projection = nn.Linear(dim, config.z_dim)
+        self.codebook = nn.Parameter(torch.randn(max(sizes), config.z_dim) * config.z_dim**-0.5)
+        nn.init.trunc_normal_(self.projection.weight, std=0.02)
+        nn.init.zeros_(self.projection.bias)
+        self._last: tuple[Tensor, Tensor] | None = None
+        if isinstance(config, VectorConfig) and config.revive_after:
+            self.register_buffer("idle", torch.zeros(max(sizes), dtype=torch.int32))
+
+    def project(self, features_BLD: Tensor) -> Tensor:
+        """Encoder outputs as unit vectors ``[B, L, Z]``, float32."""
+        with torch.autocast(features_BLD.device.type, enabled=False):
+            return F.normalize(self.projection(features_BLD.float()), dim=-1)
+
+    def unit_codes(self) -> Tensor:
+        """The codebook as unit vectors ``[K, Z]``."""
+        return F.normalize(self.codebook.float(), dim=-1)
+
+    def forward(self, features_BLD: Tensor) -> Quantized:
+        z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
+        ids_BL = nearest_codes(z_BLZ, codes_KZ, self.sizes)
+        chosen_BLZ = F.embedding(ids_BL, codes_KZ)
+        self._last = (z_BLZ.detach(), ids_BL) if self.training else None
+        loss = self.config.commitment * F.mse_loss(z_BLZ, chosen_BLZ.detach()) + F.mse_loss(chosen_BLZ, z_BLZ.detach())
+        return Quantized(ids_BL, z_BLZ + (chosen_BLZ - z_BLZ).detach(), loss)
+
+    def encode(self, features_BLD: Tensor) -> Tensor:
+        return nearest_codes(self.project(features_BLD), self.unit_codes(), self.sizes)
+
+    def codes(self, ids_BL: Tensor) -> Tensor:
+        return F.embedding(ids_BL, self.unit_codes())
+
+    @torch.no_grad()
+    def maintain(self, seed: int, step: int) -> int:
+        """Move codes that have been idle for too long onto encoder outputs of the last (global) batch.
+
+        Every process draws the same places from ``(seed, step)`` and sees the outputs of all processes, in rank order,
+        so the codebook stays the same on all of them and is what a single process would have made.
+        """
+        if not hasattr(self, "idle") or self._last is None:
+            return 0
+        z_BLZ, ids_BL = (_gather(part) for part in self._last)
+        self.idle += 1
+        self.idle[ids_BL.unique()] = 0
+        dead = (self.idle >= self.config.revive_after).nonzero().flatten()  # type: ignore[union-attr]
+        if len(dead):
+            self.codebook[dead] = self._replacements(z_BLZ, dead, seed, step).to(self.codebook.dtype)
+            self.idle[dead] = 0
+        return len(dead)
+
+    def _replacements(self, z_BLZ: Tensor, dead_R: Tensor, seed: int, step: int) -> Tensor:
+        """For every dead code an encoder output, drawn among the positions whose codebook reaches it."""
+        sizes_L = torch.tensor(self.sizes)
+        by_size_L = sizes_L.argsort(descending=True, stable=True)
+        reaching_R = (sizes_L[None] > dead_R.cpu()[:, None]).sum(dim=1)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        uniform_2R = torch.rand(2, len(dead_R), generator=generator, dtype=torch.double)
+        place_R = by_size_L[(uniform_2R[0] * reaching_R).long()].to(z_BLZ.device)
+        image_R = (uniform_2R[1] * len(z_BLZ)).long().to(z_BLZ.device)
+        return z_BLZ[image_R, place_R]
+
+
+@dataclass(frozen=True)
+class SoftConfig:
+    """The prologue's quantizer: hard code forward, softmax of this ``temperature`` backward, no loss of its own."""
+
+    kind: ClassVar[str] = "soft"
+    z_dim: int = 14
+    temperature: float = 0.1
+
+    def build(self, dim: int, sizes: Sequence[int]) -> SoftQuantizer:
+        """Make the module for encoder outputs of ``dim`` channels."""
+        return SoftQuantizer(self, dim, sizes)
+
+
+class SoftQuantizer(VectorQuantizer):
+    """Codes are chosen as by :class:`VectorQuantizer`; gradient comes through :meth:`look_up` alone."""
+
+    config: SoftConfig
+
+    def forward(self, features_BLD: Tensor) -> Quantized:
+        z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
+        chosen_BLZ, ids_BL = soft_lookup(z_BLZ, codes_KZ, codes_KZ, self.sizes, self.config.temperature)
+        return Quantized(ids_BL, chosen_BLZ, chosen_BLZ.new_zeros(()))
+
+    def look_up(self, features_BLD: Tensor, rows_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """``one_hot @ rows`` ``[B, L, D]`` (the prior's input embeddings of these tokens) and the ids ``[B, L]``."""
+        z_BLZ = self.project(features_BLD)
+        return soft_lookup(z_BLZ, self.unit_codes(), rows_KD, self.sizes, self.config.temperature)
+
+
+def _gather(local: Tensor) -> Tensor:
+    """The tensors of all processes in rank order, along the batch."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
