@@ -1,1 +1,6 @@
+"""The prior over token sequences, its sampler and its guidance."""
 
+from overture.priors.guidance import Curve, Guidance
+from overture.priors.model import Prior, PriorConfig
+
+__all__ = ["Curve", "Guidance", "Prior", "PriorConfig"]

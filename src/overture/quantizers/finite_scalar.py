@@ -66,7 +66,7 @@ class FiniteScalarQuantizer(Quantizer):
         """Encoder outputs squeezed to the span of the levels: rounding gives -(n // 2) .. (n - 1) // 2."""
         with torch.autocast(features_BLD.device.type, enabled=False):
             z_BLZ = self.projection(features_BLD.float())
-            half_Z = (self.levels_Z - 1) * (1 - 1e-3) / 2
+            half_Z = (self.levels_Z - 1) * (1 + 1e-3) / 2
             shift_Z = torch.where(self.levels_Z % 2 == 0, 0.5, 0.0)
             return torch.tanh(z_BLZ + torch.atanh(shift_Z / half_Z)) * half_Z - shift_Z
 

@@ -1,0 +1,143 @@
+"""The prior: a causal transformer over a layout's sequence (spec section 8).
+
+Its input is the class embedding, then the tokens; position i of its output predicts ``sequence[:, i]``.
+Shapes: B images, L sequence positions, D channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.errors import OvertureError, UsageError
+from overture.layout import Layout
+from overture.nn.rope import Rotary, index_positions, rotary
+from overture.nn.transformer import OutputHead, TransformerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from overture.priors.guidance import Guidance
+
+__all__ = ["Prior", "PriorConfig"]
+
+_AXES = ("index", "row", "column")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Size of a prior. ``rope_axes`` are the channels of a head that turn with (index, row, column); a prior has only
+    an index, so only the first of them turn."""
+
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    ratio: float = 11 / 4
+    condition_dim: int = 32
+    num_classes: int = 1000
+    rope_axes: tuple[int, int, int] = (24, 20, 20)
+    theta: float = 10000.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if sum(self.rope_axes) != self.transformer.head_dim:
+            raise UsageError(
+                f"prior: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
+                f"its heads have {self.transformer.head_dim} channels"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"prior: dropout is {self.dropout}, needs 0 <= dropout < 1")
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """The size of its transformer."""
+        return TransformerConfig(self.dim, self.depth, self.heads, self.ratio, self.condition_dim)
+
+    def build(self, layout: Layout) -> Prior:
+        """Make the module for sequences of ``layout``, with fresh weights."""
+        return Prior(self, layout)
+
+
+class Prior(nn.Module):
+    """Next-token model of a layout's sequences, given a class (``num_classes`` stands for "unconditional")."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: PriorConfig, layout: Layout) -> None:
+        super().__init__()
+        self.config, self.layout = config, layout
+        self.class_embedding = nn.Embedding(config.num_classes + 1, config.dim)
+        self.token_embedding = nn.Embedding(layout.vocabulary_size, config.dim)
+        self.transformer = config.transformer.build(config.num_classes, bias=False, causal=True, dropout=config.dropout)
+        self.head = OutputHead(config.transformer, layout.vocabulary_size, bias=False)
+        for embedding in (self.class_embedding, self.token_embedding):
+            nn.init.trunc_normal_(embedding.weight, std=0.02)
+        factors = rotary(index_positions(layout.sequence_length, _AXES), config.rope_axes, config.theta)
+        self.register_buffer("cos", factors.cos, persistent=False)
+        self.register_buffer("sin", factors.sin, persistent=False)
+
+    @property
+    def rotary(self) -> Rotary:
+        """Rotary factors of all input positions."""
+        return Rotary(self.cos, self.sin)
+
+    @property
+    def unconditional(self) -> int:
+        """The class id that stands for "no class"."""
+        return self.config.num_classes
+
+    def forward(self, sequence: Tensor, class_ids: Tensor) -> Tensor:
+        """Sequence ids ``[B, L]`` and classes ``[B]`` -> logits ``[B, L, V]`` over the whole vocabulary."""
+        self.check_classes(class_ids)
+        if sequence.shape[-1] != self.layout.sequence_length:
+            raise OvertureError(
+                f"prior: sequences have {sequence.shape[-1]} positions, its layout has {self.layout.sequence_length}"
+            )
+        return self.predict(self.token_embedding(sequence[:, :-1]), class_ids)
+
+    def predict(self, embeddings_BLD: Tensor, class_ids: Tensor) -> Tensor:
+        """Logits ``[B, L, V]`` from the embeddings ``[B, L - 1, D]`` of all tokens but the last."""
+        x_BLD = torch.cat([self.class_embedding(class_ids)[:, None], embeddings_BLD], dim=1)
+        x_BLD = F.dropout(x_BLD, self.config.dropout, self.training)
+        condition = self.transformer.condition(len(x_BLD))
+        return self.head(self.transformer(x_BLD, self.rotary, condition=condition), condition)
+
+    def check_classes(self, class_ids: Tensor) -> None:
+        """Refuse classes out of range (``num_classes`` itself is "unconditional")."""
+        if class_ids.numel() and (class_ids.min() < 0 or class_ids.max() > self.config.num_classes):
+            raise UsageError(
+                f"class {int(class_ids.max() if class_ids.min() >= 0 else class_ids.min())} is out of range: "
+                f"this prior knows 0..{self.config.num_classes - 1}, and {self.config.num_classes} for unconditional"
+            )
+
+    def generate(
+        self,
+        class_ids: Tensor | Sequence[int],
+        *,
+        guidance: Guidance | float | None = None,
+        temperature: float | Mapping[str, float] = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        prefix: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Sample sequences ``[B, L]``; see :func:`overture.priors.sampler.generate`."""
+        from overture.priors.sampler import generate
+
+        return generate(
+            self,
+            class_ids,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prefix=prefix,
+            generator=generator,
+            dtype=dtype,
+        )

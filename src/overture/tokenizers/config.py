@@ -1,0 +1,121 @@
+"""What a tokenizer is made of: image, transformers, and one entry per segment of its layout.
+
+2D, 1D and Prologue tokenizers are arrangements of the same parts; a segment's entry says which.
+
+========  ====================  ==============  =====================================
+          segment               source          decoded
+========  ====================  ==============  =====================================
+2D        visual                patches         yes
+1D        visual                queries         yes (learned patch queries are added)
+Prologue  prologue, then visual queries,        no, then yes
+                                patches
+========  ====================  ==============  =====================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from overture.errors import UsageError
+from overture.layout import Layout, Segment
+from overture.nn.transformer import TransformerConfig
+from overture.quantizers import QuantizerConfig, VectorConfig
+from overture.schedules import Schedule
+
+if TYPE_CHECKING:
+    from overture.tokenizers.tokenizer import Tokenizer
+
+__all__ = ["CodebookConfig", "SegmentConfig", "TokenizerConfig"]
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """Codebook size at every position: a growth law by name, or the ``explicit`` list."""
+
+    schedule: Literal["uniform", "linear", "power", "geometric", "cosine", "steps", "explicit"] = "uniform"
+    k_min: int = 2
+    k_max: int = 16384
+    exponent: float = 2.0
+    explicit: tuple[int, ...] = ()
+
+    def build(self, positions: int) -> Schedule:
+        """The schedule over ``positions`` positions."""
+        if self.schedule != "explicit":
+            return Schedule.from_name(self.schedule, positions, self.k_min, self.k_max, self.exponent)
+        if len(self.explicit) != positions:
+            raise UsageError(f"explicit codebook sizes: {len(self.explicit)} given, the segment has {positions}")
+        return Schedule.explicit(self.explicit)
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """One segment: its tokens, where the encoder reads them, how they are quantized, and whether the decoder sees them.
+
+    ``tokens`` counts learned queries; a segment read from ``patches`` has one token a patch and leaves it 0.
+    """
+
+    name: str = "visual"
+    source: Literal["patches", "queries"] = "patches"
+    tokens: int = 0
+    codebook: CodebookConfig = CodebookConfig()
+    quantizer: QuantizerConfig = VectorConfig()
+    decoded: bool = True
+    separator: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A whole tokenizer. ``rope_axes`` are the channels of a head that turn with (row, column, index)."""
+
+    image_size: int = 256
+    channels: int = 3
+    patch_size: int = 16
+    num_classes: int = 1000
+    encoder: TransformerConfig = TransformerConfig()
+    decoder: TransformerConfig = TransformerConfig()
+    rope_axes: tuple[int, int, int] = (20, 20, 24)
+    theta_grid: float = 2000.0
+    theta_index: float = 10000.0
+    segments: tuple[SegmentConfig, ...] = field(default=(SegmentConfig(),))
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UsageError(
+                f"tokenizer: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        for name, transformer in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if sum(self.rope_axes) != transformer.head_dim:
+                raise UsageError(
+                    f"tokenizer: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
+                    f"the {name}'s heads have {transformer.head_dim} channels"
+                )
+        if sum(segment.source == "patches" for segment in self.segments) > 1:
+            raise UsageError("tokenizer: only one segment can be read from the patches")
+        if not any(segment.decoded for segment in self.segments):
+            raise UsageError("tokenizer: the decoder sees no segment; set decoded on one")
+        for segment in self.segments:
+            if (segment.source == "queries") != (segment.tokens > 0):
+                raise UsageError(
+                    f"segment '{segment.name}': read from {segment.source}, tokens is {segment.tokens} "
+                    "(queries need tokens >= 1, patches need 0)"
+                )
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layout of this tokenizer's ids."""
+        return Layout(
+            tuple(Segment(s.name, s.codebook.build(s.tokens or self.grid**2).sizes, s.separator) for s in self.segments)
+        )
+
+    def build(self) -> Tokenizer:
+        """Make the module, with fresh weights."""
+        from overture.tokenizers.tokenizer import Tokenizer
+
+        return Tokenizer(self)

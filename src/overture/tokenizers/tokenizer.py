@@ -1,0 +1,192 @@
+"""The tokenizer: encoder, one quantizer per segment, decoder, arranged as the config says (spec sections 2 to 5).
+
+Shapes: B images, L positions, D transformer channels, X values of a patch, T local tokens, Z channels of a code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.errors import OvertureError
+from overture.layout import Layout
+from overture.nn.rope import Rotary, concatenate, grid_positions, index_positions, rotary
+from overture.nn.transformer import OutputHead, TransformerConfig, initialize
+from overture.quantizers import Quantized, Quantizer
+from overture.tokenizers.config import TokenizerConfig
+from overture.tokenizers.patches import join_patches, split_patches
+
+__all__ = ["Tokenized", "Tokenizer"]
+
+_AXES = ("row", "column", "index")
+
+
+class Tokenized(NamedTuple):
+    """One training forward: ``reconstruction`` ``[B, C, H, W]``, ids ``[B, T]``, what each quantizer said, and the
+    encoder outputs ``[B, L, D]`` each segment was read from."""
+
+    reconstruction: Tensor
+    ids: Tensor
+    quantized: dict[str, Quantized]
+    features: dict[str, Tensor]
+
+    @property
+    def quantizer_loss(self) -> Tensor:
+        """The quantizers' own losses, added."""
+        return torch.stack([quantized.loss for quantized in self.quantized.values()]).sum()
+
+
+class _WithRotary(nn.Module):
+    """A module that owns rotary factors as buffers (so they follow it to a device, but are no weights)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def set_rotary(self, factors: Rotary) -> None:
+        self.register_buffer("cos", factors.cos, persistent=False)
+        self.register_buffer("sin", factors.sin, persistent=False)
+
+    @property
+    def rotary(self) -> Rotary:
+        return Rotary(self.cos, self.sin)
+
+
+class Encoder(_WithRotary):
+    """Patches, then learned queries, through one transformer; no norm or projection at the end."""
+
+    queries: nn.Parameter | None
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        size: TransformerConfig = config.encoder
+        count = sum(segment.tokens for segment in config.segments)
+        self.patches = nn.Linear(config.patch_size**2 * config.channels, size.dim)
+        self.queries = nn.Parameter(torch.randn(count, size.dim) * 0.02) if count else None
+        initialize(self)
+        self.transformer = size.build(config.num_classes, bias=True)
+        self.set_rotary(concatenate([_grid_rotary(config), _index_rotary(config, count)]))
+
+    def forward(self, patches_BLX: Tensor) -> Tensor:
+        """Outputs of the patches, then of the queries."""
+        x_BLD = self.patches(patches_BLX)
+        if self.queries is not None:
+            x_BLD = torch.cat([x_BLD, self.queries.to(x_BLD.dtype).expand(len(x_BLD), -1, -1)], dim=1)
+        return self.transformer(x_BLD, self.rotary)
+
+
+class Decoder(_WithRotary):
+    """The decoded segments' codes (and learned patch queries, where no segment lies on the grid) to patches."""
+
+    queries: nn.Parameter | None
+
+    def __init__(self, config: TokenizerConfig, z_dims: dict[str, int]) -> None:
+        super().__init__()
+        size: TransformerConfig = config.decoder
+        decoded = [segment for segment in config.segments if segment.decoded]
+        self.inputs = nn.ModuleDict({segment.name: nn.Linear(z_dims[segment.name], size.dim) for segment in decoded})
+        on_grid = any(segment.source == "patches" for segment in decoded)
+        self.queries = None if on_grid else nn.Parameter(torch.randn(config.grid**2, size.dim) * 0.02)
+        initialize(self)
+        self.transformer = size.build(config.num_classes, bias=True)
+        self.head = OutputHead(size, config.patch_size**2 * config.channels, bias=True, weight_scale=1e-5)
+        parts, self._grid_start, start = [], 0, 0
+        for segment in decoded:
+            if segment.source == "patches":
+                self._grid_start = start
+            parts.append(_grid_rotary(config) if segment.source == "patches" else _index_rotary(config, segment.tokens))
+            start += segment.tokens or config.grid**2
+        if self.queries is not None:
+            self._grid_start = start
+            parts.append(_grid_rotary(config))
+        self._grid_length = config.grid**2
+        self.set_rotary(concatenate(parts))
+
+    def forward(self, codes: dict[str, Tensor]) -> Tensor:
+        """Codes ``[B, L, Z]`` by segment name to patches ``[B, L, X]``."""
+        parts = [layer(codes[name]) for name, layer in self.inputs.items()]
+        if self.queries is not None:
+            parts.append(self.queries.to(parts[0].dtype).expand(len(parts[0]), -1, -1))
+        condition = self.transformer.condition(len(parts[0]))
+        x_BLD = self.transformer(torch.cat(parts, dim=1), self.rotary, condition=condition)
+        return self.head(x_BLD[:, self._grid_start : self._grid_start + self._grid_length], condition)
+
+
+class Tokenizer(nn.Module):
+    """Images to ids and back.
+
+    ``encode`` and ``decode`` speak local ids (every segment counts from 0); ``layout`` says what they mean.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layout: Layout = config.layout
+        self.encoder = Encoder(config)
+        quantizers: dict[str, Quantizer] = {
+            entry.name: entry.quantizer.build(config.encoder.dim, segment.sizes)
+            for entry, segment in zip(config.segments, self.layout.segments, strict=True)
+        }
+        self.quantizers = nn.ModuleDict(quantizers)
+        self.decoder = Decoder(config, {name: quantizer.z_dim for name, quantizer in quantizers.items()})
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Encoder outputs ``[B, L, D]`` that each segment is read from."""
+        config = self.config
+        expected = (config.channels, config.image_size, config.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise OvertureError(f"tokenizer: images are {list(images.shape)}, it was made for [B, {expected}]")
+        x_BLD = self.encoder(split_patches(images, config.patch_size))
+        outputs, start = {}, config.grid**2
+        for segment in config.segments:
+            if segment.source == "patches":
+                outputs[segment.name] = x_BLD[:, : config.grid**2]
+            else:
+                outputs[segment.name] = x_BLD[:, start : start + segment.tokens]
+                start += segment.tokens
+        return outputs
+
+    def forward(self, images: Tensor) -> Tokenized:
+        """Everything stage 1 needs from one pass over images ``[B, C, H, W]`` in [-1, 1]."""
+        features = self.features(images)
+        quantized = {name: self._quantizer(name)(part) for name, part in features.items()}
+        ids = torch.cat([part.ids for part in quantized.values()], dim=1)
+        reconstruction = self._images({name: part.codes for name, part in quantized.items()})
+        return Tokenized(reconstruction, ids, quantized, features)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` in [-1, 1] -> local ids ``[B, T]``."""
+        return torch.cat([self._quantizer(name).encode(part) for name, part in self.features(images).items()], dim=1)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Local ids ``[B, T]`` -> images ``[B, C, H, W]``, not clamped."""
+        self.layout.check(ids)
+        return self._images(self._codes(ids))
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """The code vectors ``[B, T, Z]`` of local ids ``[B, T]``; narrower segments are padded with zeros."""
+        self.layout.check(ids)
+        parts = self._codes(ids)
+        width = max(part.shape[-1] for part in parts.values())
+        return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts.values()], dim=1)
+
+    def _codes(self, ids: Tensor) -> dict[str, Tensor]:
+        return {name: self._quantizer(name).codes(ids[:, self.layout.slice(name)]) for name in self.layout.names}
+
+    def _images(self, codes: dict[str, Tensor]) -> Tensor:
+        patches_BLX = self.decoder(codes)
+        return join_patches(patches_BLX, self.config.patch_size, self.config.grid, self.config.channels)
+
+    def _quantizer(self, name: str) -> Quantizer:
+        return self.quantizers[name]  # type: ignore[return-value]
+
+
+def _grid_rotary(config: TokenizerConfig) -> Rotary:
+    return rotary(grid_positions(config.grid, config.grid, _AXES), config.rope_axes, config.theta_grid)
+
+
+def _index_rotary(config: TokenizerConfig, length: int) -> Rotary:
+    return rotary(index_positions(length, _AXES), config.rope_axes, config.theta_index)

@@ -1,0 +1,113 @@
+"""Token ids, code vectors, reconstructions, logits and greedy samples against the reference data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from golden_names import rename
+from overture.nn.transformer import TransformerConfig
+from overture.priors import Guidance, Prior, PriorConfig
+from overture.quantizers import SoftConfig, VectorConfig
+from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
+from overture.tokenizers.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parent / "golden"
+TRANSFORMER = TransformerConfig(dim=32, depth=2, heads=2, ratio=8 / 3, condition_dim=16)
+VISUAL = SegmentConfig("visual", codebook=CodebookConfig(k_max=64), quantizer=VectorConfig(z_dim=6))
+PROLOGUE = SegmentConfig(
+    "prologue",
+    source="queries",
+    tokens=5,
+    codebook=CodebookConfig(k_max=24),
+    quantizer=SoftConfig(z_dim=6),
+    decoded=False,
+    separator=True,
+)
+SEGMENTS = {"2d": (VISUAL,), "prologue": (PROLOGUE, VISUAL)}
+GUIDANCE = {
+    "greedy_nocfg": Guidance.none(),
+    "greedy_cfg1p5_constant": Guidance.constant(1.5),
+    "greedy_cfg4_cosine_p1p5": Guidance.cosine(4.0, power=1.5),
+    "greedy_cfg3_linear": Guidance.linear(3.0),
+}
+SPLIT = Guidance.split(prologue=0.7, visual=Guidance.cosine(3.75, power=0.2))
+
+
+class Case:
+    def __init__(self, name: str) -> None:
+        directory = GOLDEN / name
+        self.expected = np.load(directory / "golden.npz")
+        config = TokenizerConfig(32, 3, 8, 10, TRANSFORMER, TRANSFORMER, rope_axes=(4, 4, 8), segments=SEGMENTS[name])
+        self.tokenizer: Tokenizer = config.build().eval()
+        weights = load_file(directory / "tokenizer/model_2.safetensors")  # EMA encoder
+        weights |= load_file(directory / "tokenizer/model_3.safetensors")  # EMA decoder
+        self.tokenizer.load_state_dict(rename(weights))
+        prior = PriorConfig(32, 2, 2, 11 / 4, 16, 10, rope_axes=(8, 4, 4))
+        self.prior: Prior = prior.build(self.tokenizer.layout).eval()
+        self.prior.load_state_dict(rename(load_file(directory / "ar/model.safetensors")))
+        self.images = torch.tensor(self.expected["images_uint8_NCHW"]).float() / 127.5 - 1
+        self.classes = torch.tensor(self.expected["class_ids"])
+        self.ids = torch.tensor(self.expected["indices"])
+
+
+@pytest.fixture(scope="module", params=["2d", "prologue"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def close(ours: torch.Tensor, theirs: np.ndarray) -> bool:
+    """Within 1e-4 of the largest magnitude."""
+    return float(np.abs(ours.detach().numpy() - theirs).max()) <= 1e-4 * float(np.abs(theirs).max())
+
+
+def test_token_ids(case: Case) -> None:
+    assert torch.equal(case.tokenizer.encode(case.images), case.ids)
+
+
+def test_codes_and_quantizer_loss(case: Case) -> None:
+    out = case.tokenizer(case.images)
+    for name, quantized in out.quantized.items():
+        assert close(quantized.codes, case.expected[f"{name}_quant"])
+    assert close(out.quantized["visual"].loss[None], case.expected["quant_loss_visual"][None])
+    assert close(
+        case.tokenizer.codes(case.ids)[:, case.tokenizer.layout.slice("visual")], case.expected["visual_quant"]
+    )
+
+
+def test_reconstruction(case: Case) -> None:
+    expected = case.expected["reconstruction_NCHW"]
+    assert close(case.tokenizer(case.images).reconstruction, expected)
+    assert close(case.tokenizer.decode(case.ids), expected)
+
+
+def test_sequence_view(case: Case) -> None:
+    layout = case.tokenizer.layout
+    assert torch.equal(layout.to_sequence(case.ids), torch.tensor(case.expected["ar_ids"]))
+    assert torch.equal(layout.from_sequence(torch.tensor(case.expected["ar_ids"])), case.ids)
+
+
+def test_prior_logits(case: Case) -> None:
+    sequence = torch.tensor(case.expected["ar_ids"])
+    logits = case.prior(sequence, case.classes)
+    assert close(logits, case.expected["ar_logits"])
+    unconditional = torch.full_like(case.classes, case.prior.unconditional)
+    assert close(case.prior(sequence, unconditional), case.expected["ar_logits_uncond"])
+    entropy = torch.nn.functional.cross_entropy(logits.transpose(1, 2), sequence, reduction="none")
+    assert close(entropy, case.expected["ce_per_token"])
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
+def test_greedy_samples(case: Case, name: str) -> None:
+    sequence = case.prior.generate(case.classes, guidance=GUIDANCE[name], top_k=1)
+    assert torch.equal(sequence, torch.tensor(case.expected[name]))
+
+
+def test_greedy_samples_under_split_guidance() -> None:
+    case = Case("prologue")
+    sequence = case.prior.generate(case.classes, guidance=SPLIT, top_k=1)
+    assert torch.equal(sequence, torch.tensor(case.expected["greedy_split_pro0p7const_vis3p75cosine_p0p2"]))
