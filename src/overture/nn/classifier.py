@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H W height and width, D features, K classes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         widths = [config.channels, *(config.width * 2**block for block in range(config.blocks))]
-        self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(Block(a, b) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(config.dims, config.num_classes)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -1,0 +1,215 @@
+"""The Fréchet distance between two sets of features, over statistics that stream.
+
+Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (arXiv 1706.08500): both sets are summarised by mean and
+covariance, and ``d = |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))``. On the features of the original Inception
+network this number is the FID; on any other network it is a Fréchet distance and no FID.
+
+Features are not kept: mean and covariance are accumulated in float64 batch by batch (Chan, Golub and LeVeque 1979),
+and the result depends neither on the batch size nor on the number of processes.
+
+Shapes: B batch, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from overture.errors import OvertureError, UsageError
+from overture.evaluation.processes import sum_over_processes
+
+__all__ = ["FrechetResult", "Gaussian", "GaussianStatistics", "frechet_distance"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean ``[D]`` and covariance ``[D, D]`` (N - 1) of a set of features, float64 on the CPU."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None = None
+    """Samples behind the numbers; None when a file of plain ``mu`` and ``sigma`` does not tell."""
+
+    def __post_init__(self) -> None:
+        dims = self.mean.numel()
+        if self.mean.shape != (dims,) or self.covariance.shape != (dims, dims) or dims == 0:
+            shapes = f"{tuple(self.mean.shape)} and {tuple(self.covariance.shape)}"
+            raise OvertureError(f"statistics: mean and covariance have shapes {shapes}, need (D,) and (D, D)")
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.covariance).all()):
+            raise OvertureError("statistics: mean or covariance holds NaN or infinity; compute them again")
+        object.__setattr__(self, "mean", self.mean.detach().to("cpu", torch.float64))
+        object.__setattr__(self, "covariance", self.covariance.detach().to("cpu", torch.float64))
+
+    @property
+    def dims(self) -> int:
+        """D, the number of features."""
+        return len(self.mean)
+
+    def save(self, path: Path | str, **about: str) -> None:
+        """Write ``mu``, ``sigma``, ``count`` and words ``about`` them as ``.npz``; others read its mu and sigma."""
+        arrays: dict[str, Any] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
+        if self.count is not None:
+            arrays["count"] = np.int64(self.count)
+        arrays |= {key: np.str_(text) for key, text in about.items()}
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(path)
+        except OSError as error:
+            raise OvertureError(f"{path}: cannot write the statistics ({error.strerror})") from error
+
+    @classmethod
+    def load(cls, path: Path | str) -> tuple[Gaussian, dict[str, str]]:
+        """Read an ``.npz`` with ``mu`` and ``sigma``, ours or another's: the Gaussian, and the words about it."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if "mu" not in file or "sigma" not in file:
+                    raise OvertureError(f"{path}: holds {', '.join(file) or 'nothing'}, needs mu and sigma")
+                mean, covariance = (torch.from_numpy(file[key].astype(np.float64)) for key in ("mu", "sigma"))
+                count = int(file["count"]) if "count" in file else None
+                about = {key: str(file[key]) for key in file if file[key].dtype.kind == "U" and file[key].ndim == 0}
+        except OvertureError:
+            raise
+        except OSError as error:
+            raise OvertureError(f"{path}: cannot read the statistics ({error.strerror or error})") from error
+        except Exception as error:  # a damaged archive fails in zipfile, zlib or numpy, each with its own types
+            raise OvertureError(f"{path}: not a readable .npz of mu and sigma ({error})") from error
+        try:
+            return cls(mean, covariance, count), about
+        except OvertureError as error:
+            raise OvertureError(f"{path}: {error}") from error
+
+
+class GaussianStatistics:
+    """Mean and covariance of features that come in batches.
+
+    Kept are the count, the mean and the scatter ``sum (x - mean)(x - mean)^T``; two such triples merge exactly, so any
+    split into batches or processes gives the same numbers up to rounding (about 1e-14 relative).
+    """
+
+    def __init__(self, dims: int) -> None:
+        if dims < 1:
+            raise UsageError(f"statistics: dims is {dims}, needs >= 1")
+        self.dims = dims
+        self.count = 0
+        self.mean = torch.zeros(dims, dtype=torch.float64)
+        self.scatter = torch.zeros(dims, dims, dtype=torch.float64)
+
+    def update(self, features_BD: Tensor) -> None:
+        """Add a batch of features ``[B, D]``, any floating type, any device."""
+        if features_BD.dim() != 2 or features_BD.shape[1] != self.dims:
+            raise OvertureError(f"statistics: features have shape {tuple(features_BD.shape)}, need [B, {self.dims}]")
+        x_BD = features_BD.detach().cpu().double()  # in this order: not every device knows float64
+        if not torch.isfinite(x_BD).all():
+            rows = int((~torch.isfinite(x_BD)).any(dim=1).sum())
+            raise OvertureError(
+                f"statistics: {rows} of {len(x_BD)} feature rows hold NaN or infinity; check the images"
+            )
+        if len(x_BD) == 0:
+            return
+        mean_D = x_BD.mean(dim=0)
+        centred_BD = x_BD - mean_D
+        self._merge(len(x_BD), mean_D, centred_BD.T @ centred_BD)
+
+    def merge(self, other: GaussianStatistics) -> None:
+        """Add what ``other`` has seen."""
+        if other.dims != self.dims:
+            raise OvertureError(f"statistics: cannot merge {other.dims} features into {self.dims}")
+        if other.count:
+            self._merge(other.count, other.mean, other.scatter)
+
+    def all_reduce(self) -> None:
+        """Merge over all processes of ``torch.distributed``, so that each holds the whole; alone, nothing happens."""
+        count = int(sum_over_processes(torch.tensor(self.count)))
+        if count == 0:
+            return
+        mean_D = sum_over_processes(self.mean * self.count) / count
+        shift_D = self.mean - mean_D
+        self.scatter = sum_over_processes(self.scatter + self.count * torch.outer(shift_D, shift_D))
+        self.mean, self.count = mean_D, count
+
+    def result(self) -> Gaussian:
+        """The mean and the covariance with N - 1."""
+        if self.count < 2:
+            raise OvertureError(f"statistics: {self.count} samples give no covariance, need at least 2")
+        return Gaussian(self.mean.clone(), self.scatter / (self.count - 1), self.count)
+
+    def _merge(self, count: int, mean_D: Tensor, scatter_DD: Tensor) -> None:
+        total = self.count + count
+        shift_D = mean_D - self.mean
+        self.scatter = self.scatter + scatter_DD + torch.outer(shift_D, shift_D) * (self.count * count / total)
+        self.mean = self.mean + shift_D * (count / total)
+        self.count = total
+
+
+@dataclass(frozen=True)
+class FrechetResult:
+    """The distance, its two terms, and whether the covariances had full rank."""
+
+    distance: float
+    mean_term: float
+    """``|mu_a - mu_b|^2``."""
+    covariance_term: float
+    """``tr(S_a + S_b - 2 (S_a S_b)^(1/2))``."""
+    rank_a: int
+    rank_b: int
+    dims: int
+
+    @property
+    def singular(self) -> bool:
+        """Whether a covariance lacks full rank: fewer samples than dims, or features that always agree."""
+        return min(self.rank_a, self.rank_b) < self.dims
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> FrechetResult:
+    """The Fréchet (2-Wasserstein, squared) distance of two Gaussians, in float64.
+
+    ``tr (S_a S_b)^(1/2)`` is the sum of the square roots of the eigenvalues of ``A^T S_b A`` for any factor
+    ``S_a = A A^T``; with ``S_b = B B^T`` these roots are the singular values of ``A^T B``. Factors come from the
+    eigenvalues of each covariance, so rank-deficient ones need no special care, and taking singular values rather than
+    roots of eigenvalues keeps the full precision near zero. Eigenvalues up to ``D * 2.2e-16 * largest`` count as
+    zero, and so do negative ones down to ``-1e-5 * largest`` (the rounding of files stored in float32); a covariance
+    with one below that is refused.
+    """
+    if a.dims != b.dims:
+        raise OvertureError(f"Fréchet distance: {a.dims} against {b.dims} features; both sides need the same network")
+    factor_a, factor_b = _factor(a.covariance), _factor(b.covariance)
+    mean_term = float((a.mean - b.mean).square().sum())
+    root_trace = float(torch.linalg.svdvals(factor_a.T @ factor_b).sum())
+    covariance_term = float(a.covariance.trace() + b.covariance.trace()) - 2 * root_trace
+    # The term is >= 0 by definition; rounding can leave it a hair below.
+    covariance_term = max(covariance_term, 0.0)
+    return FrechetResult(
+        distance=mean_term + covariance_term,
+        mean_term=mean_term,
+        covariance_term=covariance_term,
+        rank_a=factor_a.shape[1],
+        rank_b=factor_b.shape[1],
+        dims=a.dims,
+    )
+
+
+def _factor(covariance_DD: Tensor) -> Tensor:
+    """``A`` ``[D, rank]`` with ``A A^T`` = the covariance."""
+    asymmetry = float((covariance_DD - covariance_DD.T).abs().max())
+    largest = float(covariance_DD.abs().max())
+    if asymmetry > 1e-6 * largest:
+        raise OvertureError(
+            f"Fréchet distance: a covariance is not symmetric (off by {asymmetry:.3g}); check its source"
+        )
+    values_D, vectors_DD = torch.linalg.eigh((covariance_DD + covariance_DD.T) / 2)
+    tolerance = len(values_D) * torch.finfo(torch.float64).eps * float(values_D.abs().max())
+    if float(values_D[0]) < -1e-5 * largest:
+        raise OvertureError(
+            f"Fréchet distance: a covariance has the eigenvalue {float(values_D[0]):.3g}; check its source"
+        )
+    kept = values_D > tolerance
+    return vectors_DD[:, kept] * values_D[kept].sqrt()

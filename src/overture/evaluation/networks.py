@@ -1,0 +1,350 @@
+"""Feature networks: what turns images into the features that distances are measured on.
+
+A network is named by a specification:
+
+* ``inception`` or ``inception:FILE``: the network of the original FID (2015 graph, in torch-fidelity's port), pool3,
+  2048 features. Only this one, with the official weights, gives numbers called FID.
+* ``domain:FILE``: our classifier, trained on the very data set (``overture.training.classifier``).
+* ``timm:MODEL@FILE``: a timm model with weights from a local file.
+* ``random:DIMS``: a fixed random network, for tests and benchmarks; its numbers mean little.
+
+Shapes: B batch, C channels, H W height and width, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import urllib.error
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.errors import OvertureError, UsageError, missing_package, nearest
+from overture.evaluation.pixels import to_float
+from overture.nn.classifier import load_classifier, tensors_hash
+
+__all__ = [
+    "FORMS",
+    "DomainNetwork",
+    "FeatureNetwork",
+    "InceptionNetwork",
+    "RandomNetwork",
+    "TimmNetwork",
+    "load_network",
+]
+
+FORMS = {
+    "inception": "inception or inception:FILE",
+    "domain": "domain:FILE",
+    "timm": "timm:MODEL@FILE",
+    "random": "random:DIMS",
+}
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256_PREFIX = "6726825d"
+INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+"""Names under which the official weights lie in caches: torch-fidelity's, and pytorch-fid's for the same bytes."""
+
+
+class FeatureNetwork(Protocol):
+    """Images in, features out; and what a protocol must say about it."""
+
+    @property
+    def name(self) -> str:
+        """Short name, without paths."""
+
+    @property
+    def dims(self) -> int:
+        """D, the number of features."""
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 that tells these weights from any others."""
+
+    @property
+    def label(self) -> str:
+        """What a Fréchet distance on these features is called: ``FID`` or ``FD(<name>)``."""
+
+    @property
+    def preparation(self) -> str:
+        """What is done to the images before the network sees them, in words."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, C, H, W]`` -> float32 ``[B, D]``."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, C, H, W]`` -> float32 ``[B, K]``."""
+
+
+def load_network(specification: str, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """The feature network that ``specification`` names (see the head of this file)."""
+    kind, _, rest = specification.partition(":")
+    device = torch.device(device)
+    if kind not in FORMS:
+        raise UsageError(f"unknown feature network '{kind}'{nearest(kind, FORMS)}")
+    if kind == "inception":
+        return InceptionNetwork(Path(rest) if rest else None, device)
+    if kind == "domain" and rest:
+        return DomainNetwork(Path(rest), device)
+    if kind == "random" and rest.isdecimal() and int(rest) > 0:
+        return RandomNetwork(int(rest), device)
+    model, at, file = rest.partition("@")
+    if kind == "timm" and model and at and file:
+        return TimmNetwork(model, Path(file), device)
+    raise UsageError(f"feature network '{specification}' is incomplete: write {FORMS[kind]}")
+
+
+class DomainNetwork:
+    """Our classifier: features of its last block, at the size and with the channels it was trained on."""
+
+    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+        classifier, self.record = load_classifier(path)
+        self.classifier = classifier.to(device)
+        self.device = torch.device(device)
+        self.name = "domain"
+        self.label = f"FD({self.name})"
+        self.dims = self.record.config.dims
+        self.weights_hash = self.record.weights_hash
+        size = self.record.config.image_size
+        self.preparation = f"{size}x{size} as they are"
+        if self.record.config.channels == 3:
+            self.preparation += "; grey images repeated to 3 channels"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.classifier.features(self._prepare(images)).float()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits over the classes of the data set: their largest gives the class accuracy of generated images."""
+        with torch.inference_mode():
+            return self.classifier(self._prepare(images)).float()
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        check_images(images)
+        config = self.record.config
+        if config.channels == 3:
+            images = to_colour(images)
+        if tuple(images.shape[1:]) != (config.channels, config.image_size, config.image_size):
+            wanted = f"{config.channels}x{config.image_size}x{config.image_size}"
+            raise OvertureError(
+                f"domain network: images are {'x'.join(map(str, images.shape[1:]))}, it was trained on {wanted}; "
+                "train one on images like these"
+            )
+        return to_float(images.to(self.device))
+
+
+class InceptionNetwork:
+    """The Inception network of the original FID: 2048 features after the last pooling (pool3).
+
+    Weights are looked for in ``path``, else in the caches, else they are downloaded from the official place. Any file
+    but the official one is used but not trusted with the name: its distances are ``FD(inception)``.
+    """
+
+    def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
+        path = path or _find_inception()
+        self.device = torch.device(device)
+        self.weights_hash = _file_hash(path)
+        official = self.weights_hash.startswith(INCEPTION_SHA256_PREFIX)
+        self.name = "inception"
+        self.label = "FID" if official else f"FD({self.name})"
+        self.dims = 2048
+        self.preparation = "bilinear to 299x299 as TensorFlow 1 does; grey images repeated to 3 channels"
+        self.extractor = _build_inception(_load_state(path), path).to(self.device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.features_and_logits(images)[0]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """1008 logits without the bias, as the Inception Score takes them."""
+        return self.features_and_logits(images)[1]
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both from one pass: ``[B, 2048]`` and ``[B, 1008]``."""
+        check_images(images)
+        with torch.inference_mode():
+            features_BD, logits_BK = self.extractor(to_colour(images).to(self.device))
+        return features_BD, logits_BK
+
+
+class TimmNetwork:
+    """Any timm model with weights from a local file: the features before its last layer."""
+
+    def __init__(self, model: str, path: Path, device: torch.device | str = "cpu") -> None:
+        try:
+            import timm
+            from timm.data.config import resolve_model_data_config
+        except ImportError as error:
+            raise missing_package("timm", "timm", f"the feature network timm:{model}") from error
+        if model.partition(".")[0] not in timm.list_models():
+            raise UsageError(f"timm has no model '{model}'{_nearest_of_many(model, timm.list_models())}")
+        state = _load_state(path)
+        self.device = torch.device(device)
+        self.weights_hash = _file_hash(path)
+        self.name = f"timm:{model}"
+        self.label = f"FD({self.name})"
+        # The file decides how many classes there are; a file without a last layer gives a model without one.
+        head = timm.get_pretrained_cfg_value(model, "classifier") or "head"
+        weight = state.get(f"{head}.weight") if isinstance(head, str) else None
+        self.num_classes = 0 if weight is None else len(weight)
+        network: Any = timm.create_model(model, pretrained=False, num_classes=self.num_classes)
+        _load_into(network, state, path)
+        self.model = network.eval().requires_grad_(False).to(self.device)
+        data = resolve_model_data_config(network)
+        self.size: tuple[int, int] = tuple(data["input_size"][-2:])
+        self.interpolation = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
+        self.mean = torch.tensor(data["mean"], device=self.device)[:, None, None]
+        self.std = torch.tensor(data["std"], device=self.device)[:, None, None]
+        self.dims = int(getattr(network, "head_hidden_size", None) or network.num_features)
+        self.preparation = (
+            f"antialiased {self.interpolation} to {self.size[0]}x{self.size[1]}, the model's mean and std; "
+            "grey images repeated to 3 channels"
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            maps = self.model.forward_features(self._prepare(images))
+            return self.model.forward_head(maps, pre_logits=True).flatten(1).float()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The model's own logits; an error when the file holds no last layer."""
+        if self.num_classes == 0:
+            raise OvertureError(f"{self.name}: its weights file has no classifier layer, so it gives no logits")
+        with torch.inference_mode():
+            return self.model(self._prepare(images)).float()
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        check_images(images)
+        x = to_colour(images).to(self.device).float() / 255
+        if tuple(x.shape[-2:]) != self.size:
+            x = F.interpolate(x, self.size, mode=self.interpolation, align_corners=False, antialias=True).clamp(0, 1)
+        return (x - self.mean) / self.std
+
+
+class RandomNetwork:
+    """A fixed random convolution over 8 x 8 pooled pixels. Cheap and the same everywhere; it knows nothing."""
+
+    SEED = 0
+
+    def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
+        generator = torch.Generator().manual_seed(self.SEED)
+        self.device = torch.device(device)
+        self.weight = torch.randn(3 * 8 * 8, dims, generator=generator).to(self.device) / (3 * 8 * 8) ** 0.5
+        self.dims = dims
+        self.name = f"random:{dims}"
+        self.label = f"FD({self.name})"
+        self.weights_hash = tensors_hash({"weight": self.weight})
+        self.preparation = "averaged to 8x8; grey images repeated to 3 channels"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        check_images(images)
+        pooled = F.adaptive_avg_pool2d(to_float(to_colour(images).to(self.device)), 8)
+        return torch.relu(pooled.flatten(1) @ self.weight)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The features again: a random network has no classes."""
+        return self(images)
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse anything but uint8 ``[B, 1 or 3, H, W]``."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise OvertureError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}, need uint8 [B, 1 or 3, H, W]; see to_uint8"
+        )
+
+
+def to_colour(images: Tensor) -> Tensor:
+    """Grey images repeated to 3 channels; colour images as they are."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _nearest_of_many(model: str, models: list[str]) -> str:
+    hint = nearest(model, models)
+    return hint if hint.startswith(" (did") else " (timm.list_models() shows all)"
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot read the weights ({error.strerror})") from error
+
+
+def _load_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from ``.safetensors``, or from a ``.pth`` read without unpickling code."""
+    if not path.is_file():
+        raise OvertureError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load and safetensors fail with many types on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OvertureError(f"{path}: not a readable weights file ({reason})") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise OvertureError(f"{path}: holds no table of tensors by name")
+    return state
+
+
+def _load_into(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    expected = module.state_dict()
+    for name in expected:
+        if name not in state:
+            raise OvertureError(f"{path}: weight '{name}' is missing; the file belongs to another model")
+        if state[name].shape != expected[name].shape:
+            shapes = f"{tuple(state[name].shape)}, need {tuple(expected[name].shape)}"
+            raise OvertureError(f"{path}: weight '{name}' has shape {shapes}; the file belongs to another model")
+    module.load_state_dict({name: state[name] for name in expected})
+
+
+def _inception_caches() -> list[Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overture"
+    return [Path(torch.hub.get_dir()) / "checkpoints", cache]
+
+
+def _find_inception() -> Path:
+    """The official weights in a cache, else freshly downloaded into the first one."""
+    folders = _inception_caches()
+    for folder in folders:
+        for file in INCEPTION_FILES:
+            path = folder / file
+            if path.is_file():
+                if not _file_hash(path).startswith(INCEPTION_SHA256_PREFIX):
+                    raise OvertureError(f"{path}: these are not the official Inception weights; delete the file")
+                return path
+    path = folders[0] / INCEPTION_FILES[0]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
+    except (OSError, RuntimeError, urllib.error.URLError) as error:
+        raise OvertureError(
+            f"no Inception weights ({error}): give a file as inception:FILE, or put {INCEPTION_FILES[0]} into "
+            f"{folders[0]} or {folders[1]}, or connect to download {INCEPTION_URL}"
+        ) from error
+    return path
+
+
+def _build_inception(state: dict[str, Tensor], path: Path) -> nn.Module:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # Its constructor insists on unpickling a file itself: it gets a buffer of tensors that were already read safely.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
+        )
+    except RuntimeError as error:
+        raise OvertureError(f"{path}: these weights do not fit the Inception network of the FID") from error

@@ -1,0 +1,85 @@
+"""How a number was made, written beside the number.
+
+Two numbers whose protocols differ are not put in one table without a mark; :func:`differences` says where they differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Measurement", "Protocol", "differences"]
+
+_SUBJECT: dict[str, bool] = {"subject": True}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that decides a number besides the model itself. None: does not apply, or is not known."""
+
+    network: str | None = None
+    """Name of the feature network, and the sha256 of its weights."""
+    network_hash: str | None = None
+    preparation: str | None = None
+    """What the feature network does to the images first (resize, grey repeated to 3 channels)."""
+    reference: str | None = None
+    """Name of the reference images or statistics, and their sha256."""
+    reference_hash: str | None = None
+    reference_images: int | None = None
+    images: int | None = None
+    """Images on the measured side."""
+    image_size: int | None = None
+    crop: str | None = None
+    """Crop and resize of the images before they are measured."""
+    resize: str | None = None
+    classes: str | None = None
+    """How the classes of the images were chosen: ``balanced``, ``as in the data``, ``none``."""
+    dtype: str | None = None
+    """Number type in which the model ran."""
+    guidance: str | None = None
+    """The guidance setting in words; ``none`` without guidance."""
+    temperature: str | None = None
+    weights: str | None = None
+    """``raw`` or ``ema``."""
+    checkpoint: str | None = field(default=None, metadata=_SUBJECT)
+    """sha256 of what was measured."""
+    seed: int | None = field(default=None, metadata=_SUBJECT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; every field is there, unknown ones are null."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number, its unit, and how it was made."""
+
+    name: str
+    value: float
+    unit: str
+    protocol: Protocol
+    notes: tuple[str, ...] = ()
+    """Warnings that belong beside the number, such as a singular covariance."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which has no infinity and no NaN: such a value is null, and a note says what it was."""
+        finite = math.isfinite(self.value)
+        notes = list(self.notes) if finite else [*self.notes, f"the value is {self.value}"]
+        return {
+            "name": self.name,
+            "value": self.value if finite else None,
+            "unit": self.unit,
+            "protocol": self.protocol.to_dict(),
+            "notes": notes,
+        }
+
+
+def differences(a: Protocol, b: Protocol) -> list[str]:
+    """The fields in which two protocols differ; empty when their numbers may stand in one table.
+
+    The checkpoint and the seed are left out: they say what was measured, not how.
+    """
+    fields = [field.name for field in dataclasses.fields(Protocol) if not field.metadata.get("subject")]
+    return [name for name in fields if getattr(a, name) != getattr(b, name)]

@@ -1,0 +1,75 @@
+"""References: the statistics of the images that others are measured against, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from overture.errors import OvertureError
+from overture.evaluation.frechet import Gaussian
+from overture.evaluation.processes import sum_over_processes
+
+__all__ = ["ImageSetHash", "Reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics with a name and hashes."""
+
+    name: str
+    gaussian: Gaussian
+    hash: str
+    """Of the set of images (:class:`ImageSetHash`), or the sha256 of a file that does not tell."""
+    network: str | None = None
+    """Name and weights of the network that gave the features; None in plain files of ``mu`` and ``sigma``."""
+    network_hash: str | None = None
+
+    def save(self, path: Path | str) -> None:
+        """Write an ``.npz`` that plain readers of ``mu`` and ``sigma`` understand too."""
+        about = {"name": self.name, "hash": self.hash, "network": self.network, "network_hash": self.network_hash}
+        self.gaussian.save(path, **{key: text for key, text in about.items() if text is not None})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Reference:
+        """Read a file of :meth:`save`, or any ``.npz`` with ``mu`` and ``sigma``."""
+        path = Path(path)
+        gaussian, about = Gaussian.load(path)
+        return cls(
+            name=about.get("name", path.name),
+            gaussian=gaussian,
+            hash=about.get("hash") or hashlib.sha256(path.read_bytes()).hexdigest(),
+            network=about.get("network"),
+            network_hash=about.get("network_hash"),
+        )
+
+
+class ImageSetHash:
+    """One hash for a set of images, whatever their order, batches and processes: the sum of the images' sha256."""
+
+    LIMBS = 16  # of 16 bits, so that sums over processes stay within 64-bit integers
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def update(self, images: Tensor) -> None:
+        """Add images, uint8 ``[B, C, H, W]``."""
+        if images.dtype != torch.uint8:
+            raise OvertureError(f"image hash: images are {images.dtype}, need uint8")
+        shape = f"{tuple(images.shape[1:])}".encode()
+        for image in images.cpu().numpy():
+            self._total += int.from_bytes(hashlib.sha256(shape + image.tobytes()).digest(), "big")
+        self._total %= 2**256
+
+    def all_reduce(self) -> None:
+        """Add what all other processes have seen."""
+        limbs = torch.tensor([(self._total >> 16 * place) & 0xFFFF for place in range(self.LIMBS)])
+        summed = sum_over_processes(limbs).tolist()
+        self._total = sum(limb << 16 * place for place, limb in enumerate(summed)) % 2**256
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return f"{self._total:064x}"
