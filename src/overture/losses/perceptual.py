@@ -1,0 +1,371 @@
+"""Perceptual losses: how differently a frozen, trained network sees a reconstruction and its target.
+
+Every one takes (reconstruction, target), float ``[B, C, H, W]`` in [-1, 1], and gives a float32 scalar. Gradients reach
+the reconstruction alone. The networks run in the autocast type, differences are taken and averaged in float32. Their
+weights are trained ones or there is an error: never random. They belong in no training checkpoint.
+
+Shapes: B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import pickle
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from overture.errors import OvertureError, UsageError
+
+__all__ = [
+    "ConvNextConfig",
+    "DomainConfig",
+    "FeatureDistance",
+    "LogitDistance",
+    "Lpips",
+    "LpipsConfig",
+    "NoPerceptual",
+    "Perceptual",
+    "PerceptualConfig",
+]
+
+
+# -- configs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoPerceptual:
+    """No perceptual loss: zero for all images."""
+
+    kind: ClassVar[str] = "none"
+
+    def build(self) -> Perceptual:
+        """The loss that is always zero."""
+        return Zero()
+
+
+@dataclass(frozen=True)
+class LpipsConfig:
+    """LPIPS (arXiv 1801.03924), version 0.1, on the five stages of VGG16."""
+
+    kind: ClassVar[str] = "lpips"
+    vgg_weights: str = ""
+    """File with torchvision's VGG16 weights (.pth or .safetensors); empty: torchvision's cache or download."""
+    heads: str = ""
+    """File with the linear heads (``vgg.pth`` of the package ``lpips``); empty: those of the installed package."""
+
+    def build(self) -> Lpips:
+        """Load the weights; raises ``OvertureError`` naming the ways to get them when they cannot be had."""
+        what = "LPIPS"
+        heads = _read_weights(Path(self.heads) if self.heads else _installed_heads(), what)
+        if self.vgg_weights:
+            vgg = _read_weights(Path(self.vgg_weights), what)
+        else:
+            vgg = _torchvision_weights("VGG16_Weights", what, "vgg_weights")
+        return Lpips(_vgg16_stages(vgg, what), _linear_heads(heads, what))
+
+
+@dataclass(frozen=True)
+class ConvNextConfig:
+    """Mean squared difference of the ImageNet logits of ConvNeXt-S at 224 px (what Prologue-Large trains with)."""
+
+    kind: ClassVar[str] = "convnext"
+    weights: str = ""
+    """File with torchvision's ConvNeXt-S weights (.pth or .safetensors); empty: torchvision's cache or download."""
+
+    def build(self) -> LogitDistance:
+        """Load the weights; raises ``OvertureError`` naming the ways to get them when they cannot be had."""
+        from torchvision.models import convnext_small
+
+        what = "the ConvNeXt perceptual loss"
+        if self.weights:
+            weights = _read_weights(Path(self.weights), what)
+        else:
+            weights = _torchvision_weights("ConvNeXt_Small_Weights", what, "weights")
+        with torch.device("meta"):
+            network = convnext_small(weights=None)
+        _load(network, weights, what)
+        return LogitDistance(network)
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """Difference of the feature maps of a small classifier trained on the same data: needs no download."""
+
+    kind: ClassVar[str] = "domain"
+    weights: str = ""
+    """File of the trained classifier (``overture.nn.classifier.save_classifier``)."""
+
+    def build(self, network: FeatureMaps | None = None) -> FeatureDistance:
+        """Use ``network`` (frozen from here on), or load the file ``weights``."""
+        if network is None:
+            if not self.weights:
+                raise UsageError("the domain perceptual loss needs a trained classifier: give its file as weights")
+            from overture.nn.classifier import load_classifier
+
+            network = load_classifier(self.weights)[0]
+        return FeatureDistance(network)
+
+
+PerceptualConfig = NoPerceptual | LpipsConfig | ConvNextConfig | DomainConfig
+
+
+# -- losses -------------------------------------------------------------------------------------------------------------
+
+
+class FeatureMaps(Protocol):
+    """A network (``nn.Module``) that shows its activations."""
+
+    def maps(self, images: Tensor, /) -> list[Tensor]:
+        """Images ``[B, C, H, W]`` in [-1, 1] -> feature maps, each ``[B, channels, height, width]``."""
+        ...
+
+
+class Perceptual(nn.Module):
+    """A distance between what a frozen network makes of two images; a subclass says what it makes and how they differ.
+
+    The network is in evaluation mode and stays there, whatever :meth:`train` says.
+    """
+
+    def forward(self, reconstruction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        """The mean distance over the batch, a float32 scalar."""
+        if reconstruction_BCHW.shape != target_BCHW.shape:
+            shapes = f"{tuple(reconstruction_BCHW.shape)} and {tuple(target_BCHW.shape)}"
+            raise OvertureError(f"perceptual loss: reconstruction and target have different shapes, {shapes}")
+        with torch.no_grad():
+            target = self.features(target_BCHW)
+        return self.distance(self.features(reconstruction_BCHW), target)
+
+    @abstractmethod
+    def features(self, images_BCHW: Tensor) -> list[Tensor]:
+        """What the network makes of the images."""
+
+    @abstractmethod
+    def distance(self, reconstruction: list[Tensor], target: list[Tensor]) -> Tensor:
+        """How much two lists of features differ."""
+
+    def train(self, mode: bool = True) -> Perceptual:
+        """Stay in evaluation mode."""
+        del mode
+        super().train(False)
+        return self
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
+        self.train()
+
+
+class Zero(Perceptual):
+    """No loss."""
+
+    def features(self, images_BCHW: Tensor) -> list[Tensor]:
+        """None at all."""
+        return [images_BCHW.new_zeros((), dtype=torch.float32)]
+
+    def distance(self, reconstruction: list[Tensor], target: list[Tensor]) -> Tensor:
+        """Zero."""
+        return reconstruction[0]
+
+
+class Lpips(Perceptual):
+    """Learned perceptual image patch similarity.
+
+    Per stage: unit-normalise the channels at every place, square the difference, weight the channels with the linear
+    head, average over places; then sum over stages.
+    """
+
+    shift_CHW: Tensor
+    scale_CHW: Tensor
+
+    def __init__(self, stages: list[nn.Sequential], heads: list[Tensor]) -> None:
+        """``stages`` of the network, each fed with the result of the one before, and channel weights ``[C]`` of each."""
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        for index, head_C in enumerate(heads):
+            self.register_buffer(f"head{index}", head_C.float())
+        # ImageNet's mean and deviation, rounded as the authors of LPIPS did, for images in [-1, 1].
+        self.register_buffer("shift_CHW", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale_CHW", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        self._freeze()
+
+    def features(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The activations after every stage."""
+        if min(images_BCHW.shape[-2:]) < 16:
+            raise UsageError(f"LPIPS needs images of at least 16 px, not {tuple(images_BCHW.shape[-2:])}")
+        x_BCHW = (_colour(images_BCHW, "LPIPS") - self.shift_CHW) / self.scale_CHW
+        maps = []
+        for stage in self.stages:
+            x_BCHW = stage(x_BCHW)
+            maps.append(x_BCHW)
+        return maps
+
+    def distance(self, reconstruction: list[Tensor], target: list[Tensor]) -> Tensor:
+        """Weighted squared differences of the unit-normalised maps, summed over stages."""
+        stages = []
+        for index, (a_BCHW, b_BCHW) in enumerate(zip(reconstruction, target, strict=True)):
+            difference_BCHW = (_unit(a_BCHW) - _unit(b_BCHW)).square()
+            head_C = getattr(self, f"head{index}")
+            stages.append((difference_BCHW * head_C[:, None, None]).sum(dim=1).mean())
+        return torch.stack(stages).sum()
+
+
+class FeatureDistance(Perceptual):
+    """LPIPS without heads, on any network's maps: squared differences of unit-normalised channels.
+
+    Summed over channels, averaged over places and maps; 0 (equal directions everywhere) to 4 (opposite ones).
+    """
+
+    def __init__(self, network: FeatureMaps) -> None:
+        super().__init__()
+        self.network = cast(nn.Module, network)
+        self._freeze()
+
+    def features(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The network's maps."""
+        return cast(FeatureMaps, self.network).maps(images_BCHW)
+
+    def distance(self, reconstruction: list[Tensor], target: list[Tensor]) -> Tensor:
+        """Mean over maps."""
+        maps = [
+            (_unit(a_BCHW) - _unit(b_BCHW)).square().sum(dim=1).mean()
+            for a_BCHW, b_BCHW in zip(reconstruction, target, strict=True)
+        ]
+        return torch.stack(maps).mean()
+
+
+class LogitDistance(Perceptual):
+    """Mean squared difference of an ImageNet classifier's logits ``[B, K]``.
+
+    Images are resized to 224 px (bilinear, antialiased) and normalised with ImageNet's mean and deviation.
+    """
+
+    mean_CHW: Tensor
+    deviation_CHW: Tensor
+    size = 224
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean_CHW", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
+        self.register_buffer("deviation_CHW", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+        self._freeze()
+
+    def features(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The logits."""
+        x_BCHW = _colour(images_BCHW, "the ConvNeXt perceptual loss").float()
+        if x_BCHW.shape[-2:] != (self.size, self.size):
+            x_BCHW = F.interpolate(x_BCHW, (self.size, self.size), mode="bilinear", antialias=True)
+        return [self.network(((x_BCHW + 1) / 2 - self.mean_CHW) / self.deviation_CHW)]
+
+    def distance(self, reconstruction: list[Tensor], target: list[Tensor]) -> Tensor:
+        """Mean over batch and classes."""
+        return F.mse_loss(reconstruction[0].float(), target[0].float())
+
+
+def _unit(x_BCHW: Tensor) -> Tensor:
+    """Channels at every place scaled to length one, in float32; a place that is zero stays zero."""
+    x_BCHW = x_BCHW.float()
+    # vector_norm has gradient 0 at 0, where the square root of a sum of squares has none.
+    return x_BCHW / (torch.linalg.vector_norm(x_BCHW, dim=1, keepdim=True) + 1e-10)
+
+
+def _colour(images_BCHW: Tensor, what: str) -> Tensor:
+    """Grey images repeated to three channels."""
+    channels = images_BCHW.shape[1]
+    if channels not in (1, 3):
+        raise UsageError(f"{what} needs images of 1 or 3 channels, not {channels}")
+    return images_BCHW.expand(-1, 3, -1, -1)
+
+
+# -- weights ------------------------------------------------------------------------------------------------------------
+
+
+def _read_weights(path: Path, what: str) -> dict[str, Tensor]:
+    """Named tensors of a ``.safetensors`` file, or of a ``.pth`` file (as torchvision and lpips publish them)."""
+    if not path.is_file():
+        raise OvertureError(f"{what}: no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise OvertureError(f"{what}: {path} is not a readable weights file ({_first_line(error)})") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise OvertureError(f"{what}: {path} holds no named tensors; give the state dict of the network")
+    return dict(weights)
+
+
+def _torchvision_weights(enum: str, what: str, option: str) -> dict[str, Tensor]:
+    """ImageNet weights as torchvision caches or downloads them."""
+    import torchvision.models
+
+    weights: Any = getattr(torchvision.models, enum).IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        name = weights.url.rsplit("/", 1)[-1]
+        raise OvertureError(
+            f"{what}: cannot download {name} ({_first_line(error)}); give a local copy as {option}=FILE, "
+            f"or put it into {torch.hub.get_dir()}/checkpoints"
+        ) from error
+
+
+def _installed_heads() -> Path:
+    """The heads inside the installed package ``lpips``, which is looked at but not imported."""
+    found = importlib.util.find_spec("lpips")
+    if found is None or found.origin is None:
+        raise OvertureError(
+            "LPIPS: no linear heads; pip install lpips, which brings them, or give its weights/v0.1/vgg.pth as heads=FILE"
+        )
+    return Path(found.origin).parent / "weights" / "v0.1" / "vgg.pth"
+
+
+def _vgg16_stages(weights: dict[str, Tensor], what: str) -> list[nn.Sequential]:
+    """VGG16 cut after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    prefix = "features."
+    with torch.device("meta"):
+        layers = make_layers(cfgs["D"])[:30]
+    _load(
+        layers, {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}, what
+    )
+    cuts = (0, 4, 9, 16, 23, 30)
+    return [layers[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def _linear_heads(weights: dict[str, Tensor], what: str) -> list[Tensor]:
+    """Channel weights ``[C]`` of the five stages, stored as 1x1 convolutions."""
+    heads = []
+    for index, channels in enumerate((64, 128, 256, 512, 512)):
+        name = f"lin{index}.model.1.weight"
+        head = weights.get(name)
+        if head is None or head.shape != (1, channels, 1, 1):
+            raise OvertureError(
+                f"{what}: the heads need {name} of shape (1, {channels}, 1, 1); give lpips' v0.1/vgg.pth"
+            )
+        heads.append(head.flatten())
+    return heads
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor], what: str) -> None:
+    """Give a network made on the meta device its weights: all of them, in float32."""
+    weights = {name: value.float() for name, value in weights.items()}
+    try:
+        network.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        name = type(network).__name__
+        raise OvertureError(f"{what}: the weights are not torchvision's for this network, {name}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
