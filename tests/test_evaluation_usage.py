@@ -45,7 +45,7 @@ def test_streaming_equals_counting_everything(sizes: list[int], seed: int) -> No
 
 
 def test_wrong_ids_are_refused() -> None:
-    with pytest.raises(OvertureError, match="outside 0..1"):
+    with pytest.raises(OvertureError, match=r"outside 0\.\.1"):
         codebook_usage(np.array([[2, 0, 0, 0, 0]]), LAYOUT)
     with pytest.raises(OvertureError, match="this layout has 5"):
         codebook_usage(np.zeros((2, 4), dtype=int), LAYOUT)
