@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -297,7 +296,7 @@ def _read_weights(path: Path, what: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # of a foreign file, torch.load raises nearly anything: IndexError, KeyError, ...
         raise OvertureError(f"{what}: {path} is not a readable weights file ({_first_line(error)})") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise OvertureError(f"{what}: {path} holds no named tensors; give the state dict of the network")
