@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from overture.nn.norm import RMSNorm
 from overture.nn.rope import Rotary
 
-__all__ = ["Attention", "KVCache", "KVSlot"]
+__all__ = ["Attention", "KVCache"]
 
 
 class KVCache:
@@ -31,23 +31,22 @@ class KVCache:
     ) -> None:
         self.data = torch.zeros(layers, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
 
-    def slot(self, layer: int, rows: slice, start: int) -> KVSlot:
-        """The part of one layer that the given batch rows use, with ``start`` positions already filled."""
-        return KVSlot(self.data[layer, :, rows], start)
+    def attend(
+        self, layer: int, rows: slice, start: int, query_BLHE: Tensor, key_BLHE: Tensor, value_BLHE: Tensor
+    ) -> Tensor:
+        """Store the positions from ``start`` on, and let their queries look at all positions so far, ``[B, L, H, E]``.
 
-
-class KVSlot:
-    """One layer's keys and values ``[2, B, H, M, E]``, and how many positions are filled."""
-
-    def __init__(self, data: Tensor, start: int) -> None:
-        self.data, self.start = data, start
-
-    def append(self, key_BHLE: Tensor, value_BHLE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new positions; return all keys and values so far, as views."""
-        end = self.start + key_BHLE.shape[2]
-        self.data[0, :, :, self.start : end] = key_BHLE
-        self.data[1, :, :, self.start : end] = value_BHLE
-        return self.data[0, :, :, :end], self.data[1, :, :, :end]
+        ``rows`` are the batch rows of the cache that the arguments belong to.
+        """
+        end = start + key_BLHE.shape[1]
+        key, value = self.data[layer, :, rows, :, :end]
+        key[:, :, start:] = key_BLHE.transpose(1, 2)
+        value[:, :, start:] = value_BLHE.transpose(1, 2)
+        query = query_BLHE.transpose(1, 2).to(key.dtype)
+        mask = None
+        if end - start > 1:  # a single new position sees everything
+            mask = torch.ones(end - start, end, dtype=torch.bool, device=key.device).tril(start)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -66,27 +65,14 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(dim // heads)
         self.output = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, x_BLD: Tensor, rotary: Rotary, slot: KVSlot | None = None) -> Tensor:
-        """Mix positions. With a cache slot, ``x_BLD`` holds only the new positions, and ``rotary`` their factors."""
+    def forward(self, x_BLD: Tensor, rotary: Rotary) -> Tensor:
+        """Mix positions, ``[B, L, D] -> [B, L, D]``."""
         query = rotary.apply(self.query_norm(self._heads(self.query(x_BLD))))
         key, value = self.key_value(x_BLD).chunk(2, dim=-1)
         key = rotary.apply(self.key_norm(self._heads(key)))
         value = self._heads(value)
-        if slot is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        else:
-            key, value = slot.append(key.to(slot.data.dtype), value.to(slot.data.dtype))
-            query = query.to(key.dtype)
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=_causal_mask(query, key))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
         return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def _causal_mask(query_BHLE: Tensor, key_BHLE: Tensor) -> Tensor | None:
-    """Which keys each new position may see; ``None`` for a single new position, which sees all."""
-    new, total = query_BHLE.shape[2], key_BHLE.shape[2]
-    if new == 1:
-        return None
-    return torch.ones(new, total, dtype=torch.bool, device=query_BHLE.device).tril(total - new)

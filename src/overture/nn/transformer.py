@@ -2,7 +2,7 @@
 
 Norm scales and residual gates are linear maps of a condition vector. Tokenizer and prior only ever run it with the
 unconditional class (the prior's class enters as its first token), so the condition is a constant: it is computed once
-per forward, or once per generation, and never per position.
+per forward and never per position; sampling folds it into the weights (:mod:`overture.nn.packed`).
 
 Shapes: B batch, L positions, D channels, C condition channels.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
-from overture.nn.attention import Attention, KVCache, KVSlot
+from overture.nn.attention import Attention
 from overture.nn.norm import ConditionalScale, RMSNorm, rms_normalize
 from overture.nn.rope import Rotary
 
@@ -78,9 +78,18 @@ class Condition(nn.Module):
 
     def forward(self, batch: int) -> Tensor:
         """``[C]``; under dropout ``[B, 1, C]``, for each sample has its own."""
-        vector = self.classes.weight[:, -1] + self.classes.bias
-        if self.training and self.dropout:
-            vector = F.dropout(vector.expand(batch, 1, -1), self.dropout)
+        if not (self.training and self.dropout):
+            return self.constant()
+        return self._activate(F.dropout(self._unconditional().expand(batch, 1, -1), self.dropout))
+
+    def constant(self) -> Tensor:
+        """``[C]`` without dropout, in training or not."""
+        return self._activate(self._unconditional())
+
+    def _unconditional(self) -> Tensor:
+        return self.classes.weight[:, -1] + self.classes.bias
+
+    def _activate(self, vector: Tensor) -> Tensor:
         return F.gelu(self.norm(vector), approximate="tanh")
 
 
@@ -119,8 +128,8 @@ class Block(nn.Module):
             self.feed_forward_gate(condition),
         )
 
-    def forward(self, x_BLD: Tensor, scales: BlockScales, rotary: Rotary, slot: KVSlot | None = None) -> Tensor:
-        branch = self.attention(rms_normalize(x_BLD, scales.attention_norm), rotary, slot)
+    def forward(self, x_BLD: Tensor, scales: BlockScales, rotary: Rotary) -> Tensor:
+        branch = self.attention(rms_normalize(x_BLD, scales.attention_norm), rotary)
         x_BLD = x_BLD + F.dropout(scales.attention_gate.to(branch.dtype) * branch, self.dropout, self.training)
         branch = self.feed_forward(rms_normalize(x_BLD, scales.feed_forward_norm))
         return x_BLD + F.dropout(scales.feed_forward_gate.to(branch.dtype) * branch, self.dropout, self.training)
@@ -144,27 +153,11 @@ class Transformer(nn.Module):
         """Every block's scales for a condition from ``self.condition``."""
         return [block.scales(condition) for block in self.blocks]  # type: ignore[operator]
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        rotary: Rotary,
-        *,
-        condition: Tensor | None = None,
-        scales: list[BlockScales] | None = None,
-        cache: KVCache | None = None,
-        rows: slice = slice(None),
-        start: int = 0,
-    ) -> Tensor:
-        """``[B, L, D] -> [B, L, D]``.
-
-        With a ``cache``, ``x_BLD`` holds only the positions from ``start`` on, for the batch ``rows`` of the cache.
-        ``condition`` and ``scales`` may be passed by callers who already have them.
-        """
-        if scales is None:
-            scales = self.scales(self.condition(len(x_BLD)) if condition is None else condition)
-        for layer, block in enumerate(self.blocks):
-            slot = None if cache is None else cache.slot(layer, rows, start)
-            x_BLD = block(x_BLD, scales[layer], rotary, slot)
+    def forward(self, x_BLD: Tensor, rotary: Rotary, *, condition: Tensor | None = None) -> Tensor:
+        """``[B, L, D] -> [B, L, D]``; ``condition`` may be passed by callers who already have it."""
+        scales = self.scales(self.condition(len(x_BLD)) if condition is None else condition)
+        for block, block_scales in zip(self.blocks, scales, strict=True):
+            x_BLD = block(x_BLD, block_scales, rotary)
         return x_BLD
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from overture.errors import UsageError
 from overture.nn.attention import KVCache
+from overture.nn.packed import PackedHead, PackedTransformer
 from overture.priors.guidance import Guidance
 from overture.priors.model import Prior
 
@@ -100,17 +101,17 @@ class _Run:
         self.classes = torch.as_tensor(class_ids, dtype=torch.long, device=device).reshape(-1)
         prior.check_classes(self.classes)
         self.batch, self.guided = len(self.classes), any(scale != 1 for scale in scales)
-        self.dtype = dtype or prior.token_embedding.weight.dtype
         length = prior.layout.sequence_length
         self.sequence = torch.zeros(self.batch, length, dtype=torch.long, device=device)
         if self.guided:
             self.classes = torch.cat([self.classes, torch.full_like(self.classes, prior.unconditional)])
+        dtype = dtype or prior.token_embedding.weight.dtype
+        self.transformer = PackedTransformer(prior.transformer, prior.rotary, dtype)
+        self.head = PackedHead(prior.head, prior.transformer.condition.constant())
         size = prior.config.transformer
         self.cache = KVCache(
-            size.depth, len(self.classes), size.heads, length, size.head_dim, dtype=self.dtype, device=device
+            size.depth, len(self.classes), size.heads, length, size.head_dim, dtype=dtype, device=device
         )
-        self.condition = prior.transformer.condition(1)
-        self.block_scales = prior.transformer.scales(self.condition)
         self.filled = [0, 0]
         """Positions in the cache of the conditional and of the unconditional half."""
 
@@ -136,7 +137,7 @@ class _Run:
         """Guided logits of the ids that position ``step`` may hold, ``[B, S]`` float32."""
         position, scale = self.prior.layout.positions[step], self.scales[step]
         x_ND = self._outputs(step, both=scale != 1)
-        logits_NS = self.prior.head(x_ND, self.condition, slice(position.low, position.high))
+        logits_NS = self.head(x_ND, slice(position.low, position.high))
         if scale == 1:
             return logits_NS
         conditional, unconditional = logits_NS.split(self.batch)
@@ -154,16 +155,7 @@ class _Run:
 
     def _advance(self, half: int, rows: slice, step: int) -> Tensor:
         start = self.filled[half]
-        x_NLD = self._embed(rows, start, step + 1).to(self.dtype)
-        with torch.autocast(x_NLD.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            x_NLD = self.prior.transformer(
-                x_NLD,
-                self.prior.rotary[start : step + 1],
-                scales=self.block_scales,
-                cache=self.cache,
-                rows=rows,
-                start=start,
-            )
+        x_NLD = self.transformer(self._embed(rows, start, step + 1), self.cache, rows, start)
         self.filled[half] = step + 1
         return x_NLD[:, -1]
 
@@ -171,6 +163,6 @@ class _Run:
         """Input embeddings of positions ``start`` to ``end``: the class at 0, then the tokens before each position."""
         repeats = (rows.stop - rows.start) // self.batch
         tokens = self.prior.token_embedding(self.sequence[:, max(start - 1, 0) : end - 1].repeat(repeats, 1))
-        if start > 0:
-            return tokens
-        return torch.cat([self.prior.class_embedding(self.classes[rows])[:, None], tokens], dim=1)
+        if start == 0:
+            tokens = torch.cat([self.prior.class_embedding(self.classes[rows])[:, None], tokens], dim=1)
+        return tokens.float()
