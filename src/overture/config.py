@@ -73,6 +73,9 @@ def option_names(config: Any, prefix: str = "") -> list[str]:
         names.append(name)
         if dataclasses.is_dataclass(value):
             names += option_names(value, f"{name}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for place, item in enumerate(value):
+                names += option_names(item, f"{name}.{place}.")
     return names
 
 

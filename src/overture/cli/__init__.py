@@ -1,1 +1,83 @@
+"""The command line: ``overture COMMAND``. Commands are imported when they run, so ``--help`` is quick."""
 
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from overture import __version__
+from overture.errors import OvertureError, UsageError, nearest
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "run": "run a recipe: train, sample, judge and report; the same command continues it",
+    "train": "run a recipe up to its tokenizer or its prior",
+    "generate": "sample images from a trained run",
+    "reconstruct": "send images through a tokenizer and measure what is lost",
+    "tokenize": "write the tokens of a data source to a token file",
+    "entropy": "conditional entropy per position of anyone's tokens",
+    "schedule": "codebook sizes along the sequence, their bits and their cliff",
+    "report": "write the report page of one or several runs",
+    "recipes": "list the recipes",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong usage in one line, with the nearest valid word."""
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.removeprefix("overture").strip()
+        if "invalid choice" in message and self.prog == "overture":
+            wrong = message.split("invalid choice: ")[1].split("'")[1]
+            message = f"unknown command '{wrong}'{nearest(wrong, COMMANDS)}"
+        help_line = f"overture {command} --help".replace("  ", " ")
+        self.exit(2, f"{self.prog}: {message}; see {help_line}\n")
+
+
+def build_parser(command: str | None) -> Parser:
+    """The parser; only the module of ``command`` is imported."""
+    parser = Parser(
+        prog="overture",
+        description="Autoregressive image generators whose first tokens carry the meaning.",
+        epilog="exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command continues)",
+    )
+    parser.add_argument("--version", action="version", version=f"overture {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, about in COMMANDS.items():
+        if name == command:
+            importlib.import_module(f"overture.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=about, add_help=False)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    try:
+        options, rest = build_parser(command).parse_known_args(words)
+        if getattr(options, "accepts_overrides", False):
+            options.overrides = rest
+        elif rest:
+            raise UsageError(f"{command}: unknown option '{rest[0]}'; see overture {command} --help")
+        return options.run(options)
+    except UsageError as error:
+        print(f"overture: {error}", file=sys.stderr)
+        return 2
+    except OvertureError as error:
+        print(f"overture: {error}", file=sys.stderr)
+        return 130 if type(error).__name__ == "Interrupted" else 1
+    except KeyboardInterrupt:
+        print("overture: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

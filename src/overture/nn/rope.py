@@ -17,7 +17,7 @@ from torch import Tensor
 
 from overture.errors import UsageError
 
-__all__ = ["Rotary", "concatenate", "grid_positions", "index_positions", "rotary"]
+__all__ = ["Rotary", "concatenate", "default_axes", "grid_positions", "index_positions", "rotary"]
 
 
 class Rotary(NamedTuple):
@@ -56,6 +56,12 @@ def rotary(positions_LA: Tensor, axes_dim: Sequence[int], theta: float) -> Rotar
 def concatenate(parts: Sequence[Rotary]) -> Rotary:
     """The factors of one run of tokens after another."""
     return Rotary(torch.cat([part.cos for part in parts]), torch.cat([part.sin for part in parts]))
+
+
+def default_axes(head_dim: int) -> tuple[int, int, int]:
+    """How a head is split over (row, column, index): 20/20/24 of 64 channels as in the paper, in that proportion else."""
+    spatial = head_dim * 20 // 64 // 2 * 2
+    return spatial, spatial, head_dim - 2 * spatial
 
 
 def grid_positions(rows: int, columns: int, axes: Sequence[str]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
-from overture.nn.rope import Rotary, index_positions, rotary
+from overture.nn.rope import Rotary, default_axes, index_positions, rotary
 from overture.nn.transformer import OutputHead, TransformerConfig
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ _AXES = ("index", "row", "column")
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Size of a prior. ``rope_axes`` are the channels of a head that turn with (index, row, column); a prior has only
-    an index, so only the first of them turn."""
+    """Size of a prior.
+
+    ``rope_axes`` are the channels of a head that turn with (index, row, column); a prior has only an index, so only
+    the first of them turn. Without them it is 24 of 64 channels, in that proportion else.
+    """
 
     dim: int = 768
     depth: int = 12
@@ -39,12 +42,12 @@ class PriorConfig:
     ratio: float = 11 / 4
     condition_dim: int = 32
     num_classes: int = 1000
-    rope_axes: tuple[int, int, int] = (24, 20, 20)
+    rope_axes: tuple[int, int, int] | None = None
     theta: float = 10000.0
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if sum(self.rope_axes) != self.transformer.head_dim:
+        if self.rope_axes is not None and sum(self.rope_axes) != self.transformer.head_dim:
             raise UsageError(
                 f"prior: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
                 f"its heads have {self.transformer.head_dim} channels"
@@ -77,7 +80,8 @@ class Prior(nn.Module):
         self.head = OutputHead(config.transformer, layout.vocabulary_size, bias=False)
         for embedding in (self.class_embedding, self.token_embedding):
             nn.init.trunc_normal_(embedding.weight, std=0.02)
-        factors = rotary(index_positions(layout.sequence_length, _AXES), config.rope_axes, config.theta)
+        axes = config.rope_axes or default_axes(config.transformer.head_dim)[::-1]
+        factors = rotary(index_positions(layout.sequence_length, _AXES), axes, config.theta)
         self.register_buffer("cos", factors.cos, persistent=False)
         self.register_buffer("sin", factors.sin, persistent=False)
 

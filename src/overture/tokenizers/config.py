@@ -67,7 +67,11 @@ class SegmentConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A whole tokenizer. ``rope_axes`` are the channels of a head that turn with (row, column, index)."""
+    """A whole tokenizer.
+
+    ``rope_axes`` are the channels of a head that turn with (row, column, index), for encoder and decoder; without
+    them each follows :func:`overture.nn.rope.default_axes`.
+    """
 
     image_size: int = 256
     channels: int = 3
@@ -75,7 +79,7 @@ class TokenizerConfig:
     num_classes: int = 1000
     encoder: TransformerConfig = TransformerConfig()
     decoder: TransformerConfig = TransformerConfig()
-    rope_axes: tuple[int, int, int] = (20, 20, 24)
+    rope_axes: tuple[int, int, int] | None = None
     theta_grid: float = 2000.0
     theta_index: float = 10000.0
     segments: tuple[SegmentConfig, ...] = field(default=(SegmentConfig(),))
@@ -86,7 +90,7 @@ class TokenizerConfig:
                 f"tokenizer: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
         for name, transformer in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if sum(self.rope_axes) != transformer.head_dim:
+            if self.rope_axes is not None and sum(self.rope_axes) != transformer.head_dim:
                 raise UsageError(
                     f"tokenizer: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
                     f"the {name}'s heads have {transformer.head_dim} channels"

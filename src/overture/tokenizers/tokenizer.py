@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overture.errors import OvertureError
 from overture.layout import Layout
-from overture.nn.rope import Rotary, concatenate, grid_positions, index_positions, rotary
+from overture.nn.rope import Rotary, concatenate, default_axes, grid_positions, index_positions, rotary
 from overture.nn.transformer import OutputHead, TransformerConfig, initialize
 from overture.quantizers import Quantized, Quantizer
 from overture.tokenizers.config import TokenizerConfig
@@ -67,7 +67,7 @@ class Encoder(_WithRotary):
         self.queries = nn.Parameter(torch.randn(count, size.dim) * 0.02) if count else None
         initialize(self)
         self.transformer = size.build(config.num_classes, bias=True)
-        self.set_rotary(concatenate([_grid_rotary(config), _index_rotary(config, count)]))
+        self.set_rotary(concatenate([_grid_rotary(config, size), _index_rotary(config, size, count)]))
 
     def forward(self, patches_BLX: Tensor) -> Tensor:
         """Outputs of the patches, then of the queries."""
@@ -96,11 +96,13 @@ class Decoder(_WithRotary):
         for segment in decoded:
             if segment.source == "patches":
                 self._grid_start = start
-            parts.append(_grid_rotary(config) if segment.source == "patches" else _index_rotary(config, segment.tokens))
+                parts.append(_grid_rotary(config, size))
+            else:
+                parts.append(_index_rotary(config, size, segment.tokens))
             start += segment.tokens or config.grid**2
         if self.queries is not None:
             self._grid_start = start
-            parts.append(_grid_rotary(config))
+            parts.append(_grid_rotary(config, size))
         self._grid_length = config.grid**2
         self.set_rotary(concatenate(parts))
 
@@ -184,9 +186,11 @@ class Tokenizer(nn.Module):
         return self.quantizers[name]  # type: ignore[return-value]
 
 
-def _grid_rotary(config: TokenizerConfig) -> Rotary:
-    return rotary(grid_positions(config.grid, config.grid, _AXES), config.rope_axes, config.theta_grid)
+def _grid_rotary(config: TokenizerConfig, size: TransformerConfig) -> Rotary:
+    axes = config.rope_axes or default_axes(size.head_dim)
+    return rotary(grid_positions(config.grid, config.grid, _AXES), axes, config.theta_grid)
 
 
-def _index_rotary(config: TokenizerConfig, length: int) -> Rotary:
-    return rotary(index_positions(length, _AXES), config.rope_axes, config.theta_index)
+def _index_rotary(config: TokenizerConfig, size: TransformerConfig, length: int) -> Rotary:
+    axes = config.rope_axes or default_axes(size.head_dim)
+    return rotary(index_positions(length, _AXES), axes, config.theta_index)

@@ -1,0 +1,50 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overture.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """The one object on stdout that ``--json`` promises."""
+    print(json.dumps(data, allow_nan=False))
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the accelerator if there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{name}' cannot be used ({str(error).splitlines()[0]})") from error
+
+
+def save_images(images: Tensor, labels: Tensor, out: Path, columns: int = 8) -> None:
+    """uint8 ``[N, C, H, W]`` as one PNG grid, an ADM-style ``.npz`` (``arr_0`` NHWC, ``arr_1`` labels), or a folder."""
+    import numpy as np
+
+    from overture.runs.evaluate import picture_grid
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".png":
+        picture_grid(images, min(columns, len(images))).save(out)
+    elif out.suffix == ".npz":
+        np.savez(out, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    elif not out.suffix:
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            folder = out / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            picture_grid(image[None], 1, gap=0).save(folder / f"{number:06d}.png")
+    else:
+        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), or a folder")

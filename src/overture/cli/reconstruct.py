@@ -1,0 +1,87 @@
+"""``overture reconstruct TOKENIZER --data SOURCE``: what a tokenizer loses."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "reconstruct",
+        help="send images through a tokenizer and measure what is lost",
+        description="PSNR, SSIM, codebook usage, and a picture of originals over reconstructions.",
+    )
+    parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or a hub id")
+    parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
+    parser.add_argument("--weights", choices=("raw", "ema"), default="ema", help="(default: ema)")
+    parser.add_argument("--images", type=int, default=0, help="how many (default: all)")
+    parser.add_argument("--network", help="also the distance under this feature network, such as inception")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="picture to write (.png)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and draw."""
+    import sys
+
+    import torch
+    from tqdm import tqdm
+
+    from overture.cli.common import choose_device, print_json, save_images
+    from overture.data.sources import open_source
+    from overture.data.stream import DataConfig, evaluation_batches
+    from overture.data.transforms import to_float, to_uint8
+    from overture.evaluation.measure import reconstruction_report
+    from overture.evaluation.networks import load_network
+    from overture.evaluation.reconstruction import ReconstructionMeter
+    from overture.evaluation.usage import UsageMeter
+    from overture.pipeline import load_tokenizer
+
+    device = choose_device(options.device)
+    tokenizer = load_tokenizer(options.path, options.weights, device=device)
+    data = DataConfig(
+        source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels
+    )
+    source = open_source(options.data)
+    count = min(options.images or len(source), len(source))
+
+    def images() -> Any:
+        left = count
+        for batch in evaluation_batches(source, data, options.batch_size):
+            yield batch.images[:left]
+            left -= len(batch.images)
+            if left <= 0:
+                return
+
+    if options.network:
+        result = reconstruction_report(tokenizer, images(), load_network(options.network, device), device=device).to_dict()
+    else:
+        meter, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
+        with torch.inference_mode(), tqdm(total=count, unit="image", desc="reconstructing", file=sys.stderr) as bar:
+            for part in images():
+                ids = tokenizer.encode(to_float(part.to(device)))
+                meter.update(part, to_uint8(tokenizer.decode(ids)).cpu())
+                usage.update(ids)
+                bar.update(len(part))
+        result = {"quality": meter.result().to_dict(), "usage": usage.result().to_dict()}
+    if options.out:
+        first = next(images())[:16]
+        with torch.inference_mode():
+            decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_float(first.to(device))))).cpu()
+        save_images(torch.cat([first, decoded]), torch.zeros(2 * len(first)), options.out, columns=len(first))
+    if options.json:
+        print_json({"images": count, "source": options.data, **result})
+    else:
+        quality = result["quality"]
+        print(f"{count} images: " + ", ".join(f"{key} {value}" for key, value in quality.items()))
+        for name, segment in result["usage"]["segments"].items():
+            print(f"{name}: {segment['used']:.1%} of the codebook used, perplexity {segment['perplexity']:.1f}")
+        if "distance" in result:
+            print(f"{result['distance']['name']} {result['distance']['value']:.4g}")
+    return 0

@@ -1,0 +1,91 @@
+"""``overture run RECIPE``: every stage of a recipe, each skipped when done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overture.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from overture.runs.config import RunConfig
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a recipe: train, sample, judge and report; the same command continues it",
+        description="Run every stage of a recipe: tokenizer, tokens, prior, evaluation, report. A stage that is done "
+        "is skipped, and one that was interrupted goes on. `overture recipes` lists the recipes.",
+        epilog="Any part of the config can be set: --prior.depth 6 --data.source photos.zip; "
+        "`overture run RECIPE --help` lists all of them.",
+        add_help=False,
+    )
+    add_options(parser)
+    parser.set_defaults(run=run, until="report")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that runs a recipe takes."""
+    parser.add_argument("recipe", nargs="?", help="name of a recipe")
+    parser.add_argument("--out", type=Path, help="the run's directory (default: runs/RECIPE)")
+    parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form, about a minute on a CPU")
+    parser.add_argument("--only", metavar="NAME", help="of a recipe with several runs, this one alone")
+    parser.add_argument("--jobs", type=int, default=0, help="runs worked on at the same time (default: as cores allow)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, or with a RECIPE all its options")
+    parser.set_defaults(accepts_overrides=True, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the recipe."""
+    from overture.recipes import RECIPES, load_recipe
+
+    if options.recipe is None:
+        options.parser.print_help()
+        print("\nrecipes: " + ", ".join(RECIPES))
+        return 0 if options.help else 2
+    recipe = load_recipe(options.recipe)
+    configs = recipe(tiny=True) if options.tiny else recipe()
+    if options.help:
+        print(f"{recipe.__doc__}\n")
+        override(configs[0], ["--help"])
+    if options.only:
+        names = [config.name for config in configs]
+        if options.only not in names:
+            raise UsageError(f"recipe {options.recipe} has no run '{options.only}'{nearest(options.only, names)}")
+        configs = tuple(config for config in configs if config.name == options.only)
+    configs = tuple(override(config, options.overrides) for config in configs)
+
+    from overture.runs.comparison import execute_recipe
+
+    root = options.out or Path("runs") / (options.recipe + ("-tiny" if options.tiny else ""))
+    results = execute_recipe(
+        configs, root, title=options.recipe, jobs=options.jobs, device=options.device, until=options.until
+    )
+    if options.json and results:
+        print(json.dumps(results))
+    return 0
+
+
+def override(config: RunConfig, words: list[str]) -> RunConfig:
+    """The config with ``--dotted.name value`` options applied; an unknown name is told with the nearest valid one."""
+    import tyro
+
+    from overture.config import option_names
+
+    valid = option_names(config)
+    for word in words:
+        if word.startswith("--") and word != "--help":
+            name = word[2:].split("=")[0].replace("-", "_")
+            parts = name.split(".")
+            plain = [*parts[:-1], parts[-1].removeprefix("no_")]
+            if name not in valid and ".".join(plain) not in valid:
+                raise UsageError(f"unknown option '{word}'{nearest(name, valid)}")
+    return tyro.cli(
+        type(config), args=words, default=config, prog="overture run RECIPE", config=(tyro.conf.AvoidSubcommands,)
+    )

@@ -1,0 +1,54 @@
+"""``overture tokenize TOKENIZER --data SOURCE --out FILE``: a token file of a data source."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "tokenize",
+        help="write the tokens of a data source to a token file",
+        description="Encode every image. An interrupted file is continued by the same command.",
+    )
+    parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or a hub id")
+    parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
+    parser.add_argument("--out", type=Path, required=True, help="the token file")
+    parser.add_argument("--crops", choices=("center", "ten"), default="center", help="(default: center)")
+    parser.add_argument("--weights", choices=("raw", "ema"), default="ema", help="(default: ema)")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Encode and write."""
+    from overture.cli.common import choose_device, print_json
+    from overture.data.sources import open_source
+    from overture.data.stream import DataConfig
+    from overture.pipeline import find_model, load_tokenizer
+    from overture.training.checkpoint import read_metadata
+    from overture.training.distributed import World
+    from overture.training.progress import TerminalProgress, stoppable
+    from overture.training.tokens import TokensConfig, write_tokens
+
+    world = World.join(str(choose_device(options.device)))
+    tokenizer = load_tokenizer(options.path, options.weights, device=world.device)
+    digest = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")["weights_hash"]
+    source = open_source(options.data)
+    data = DataConfig(
+        source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels
+    )
+    with stoppable():
+        file = write_tokens(
+            tokenizer, digest, source, data, TokensConfig(options.crops, options.batch_size), options.out,
+            num_classes=len(source.classes), world=world, progress=TerminalProgress(), label="tokens",
+        )  # fmt: skip
+    if options.json:
+        about = {"rows": file.rows, "crops": file.crops, "positions": file.layout.length, "layout": str(file.layout)}
+        print_json({**about, "out": str(options.out)})
+    return 0

@@ -1,0 +1,87 @@
+"""The complete config of a run, as a recipe returns it and as it is written into the run and every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from overture.data.stream import DataConfig
+from overture.errors import UsageError
+from overture.nn.classifier import ClassifierConfig
+from overture.priors.guidance import Guidance
+from overture.priors.model import PriorConfig
+from overture.tokenizers.config import TokenizerConfig
+from overture.training.classifier import ClassifierTrainingConfig
+from overture.training.prior import PriorTrainingConfig
+from overture.training.tokenizer import TokenizerTrainingConfig
+from overture.training.tokens import TokensConfig
+
+__all__ = ["DomainNetworkConfig", "EvaluationConfig", "RunConfig"]
+
+
+@dataclass(frozen=True)
+class DomainNetworkConfig:
+    """A classifier trained on the run's own data, for places without weight downloads."""
+
+    network: ClassifierConfig = ClassifierConfig()
+    training: ClassifierTrainingConfig = ClassifierTrainingConfig()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained run is judged.
+
+    ``network`` names the feature network (``domain`` is the run's own judge, trained with ``judge``; others are as
+    :func:`overture.evaluation.networks.load_network` knows them). ``guidance`` is written as on the command line
+    (``"1.5"``, ``"cosine 4 power 1.5"``, ``"prologue: 0.7, visual: cosine 3.75 power 0.2"``). Distances are measured
+    against the training images, with ``samples`` generated images of balanced classes.
+    """
+
+    network: str = "domain"
+    samples: int = 50_000
+    batch_size: int = 250
+    guidance: str = "1.0"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    shown_per_class: int = 8
+
+    def __post_init__(self) -> None:
+        Guidance.parse(self.guidance)
+        if self.samples < 2:
+            raise UsageError(f"evaluation: samples is {self.samples}, needs >= 2")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about one run. What the tokenizer and the prior need to know of the data is filled in by
+    :meth:`resolve`, so that another data set needs no other setting."""
+
+    name: str = "run"
+    recipe: str = ""
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    judge: DomainNetworkConfig = DomainNetworkConfig()
+    perceptual_network: DomainNetworkConfig = DomainNetworkConfig(seed=1)
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer_training: TokenizerTrainingConfig = TokenizerTrainingConfig()
+    tokens: TokensConfig = TokensConfig()
+    prior: PriorConfig = PriorConfig()
+    prior_training: PriorTrainingConfig = PriorTrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def resolve(self, num_classes: int) -> RunConfig:
+        """The same config with image size, channels and classes taken from the data throughout."""
+        size, channels = self.data.image_size, self.data.channels
+
+        def domain(config: DomainNetworkConfig) -> DomainNetworkConfig:
+            network = replace(config.network, image_size=size, channels=channels, num_classes=num_classes)
+            return replace(config, network=network)
+
+        return replace(
+            self,
+            judge=domain(self.judge),
+            perceptual_network=domain(self.perceptual_network),
+            tokenizer=replace(self.tokenizer, image_size=size, channels=channels, num_classes=num_classes),
+            prior=replace(self.prior, num_classes=num_classes),
+        )

@@ -1,0 +1,114 @@
+"""A run on disk, and who may work in it.
+
+::
+
+    runs/NAME/ config.json  metrics.jsonl  results.json  report.html  samples/  networks/
+               tokens/{train,held_out}.tokens  tokenizer/{model.safetensors, step-*/}  prior/{model.safetensors, step-*/}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from overture.config import to_dict
+from overture.errors import OvertureError, UsageError
+from overture.runs.config import RunConfig
+
+__all__ = ["RunDirectory"]
+
+
+class RunDirectory:
+    """Paths inside a run, its config and its results. ``networks`` may lie outside, shared by several runs."""
+
+    def __init__(self, root: Path | str, networks: Path | None = None) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.results = self.root / "results.json"
+        self.report = self.root / "report.html"
+        self.samples = self.root / "samples"
+        self.networks = networks or self.root / "networks"
+        """Feature networks trained on the data; runs that are compared share them."""
+        self.tokenizer = self.root / "tokenizer"
+        self.prior = self.root / "prior"
+
+    @property
+    def tokenizer_model(self) -> Path:
+        """The trained tokenizer."""
+        return self.tokenizer / "model.safetensors"
+
+    @property
+    def prior_model(self) -> Path:
+        """The trained prior."""
+        return self.prior / "model.safetensors"
+
+    def tokens(self, part: str) -> Path:
+        """The token file of ``train`` or ``held_out``."""
+        return self.root / "tokens" / f"{part}.tokens"
+
+    def adopt(self, config: RunConfig) -> None:
+        """Write the config into a new run; refuse to go on with another config than a run was begun with."""
+        wanted = to_dict(config)
+        if self.config.exists():
+            try:
+                present = json.loads(self.config.read_text())
+            except ValueError as error:
+                raise OvertureError(f"{self.config}: not valid JSON ({error}); delete the run to start over") from error
+            different = differing_keys(present, wanted)
+            if different:
+                raise UsageError(
+                    f"{self.root}: was begun with another config ({'; '.join(different[:3])}); "
+                    "give another --out, or delete it to start over"
+                )
+            return
+        write_json(self.config, wanted)
+
+    def add_results(self, part: str, values: Mapping[str, Any]) -> None:
+        """Store the results of one part of the evaluation."""
+        write_json(self.results, {**self.read_results(), part: values})
+
+    def read_results(self) -> dict[str, Any]:
+        """All results so far."""
+        return json.loads(self.results.read_text()) if self.results.exists() else {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of this run while we work in it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass  # no such locks on this system
+            except OSError as error:
+                raise OvertureError(f"{self.root}: another process is working in this run") from error
+            yield
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot save: {error.strerror}; free some space and run again") from error
+
+
+def differing_keys(present: Any, wanted: Any, where: str = "") -> list[str]:
+    """Dotted keys whose values differ, with both values."""
+    if isinstance(present, dict) and isinstance(wanted, dict):
+        keys = sorted(present.keys() | wanted.keys())
+        parts = (differing_keys(present.get(k), wanted.get(k), f"{where}.{k}" if where else k) for k in keys)
+        return [difference for part in parts for difference in part]
+    if isinstance(present, list) and isinstance(wanted, list) and len(present) == len(wanted):
+        parts = (differing_keys(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(present, wanted, strict=True)))
+        return [difference for part in parts for difference in part]
+    return [] if present == wanted else [f"{where} was {present!r}, now {wanted!r}"]

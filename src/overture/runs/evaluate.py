@@ -1,0 +1,196 @@
+"""Judging a trained run: distances, reconstruction, usage, entropy, likelihood, and the pictures of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from overture.analysis.entropy import conditional_entropy
+from overture.data.stream import ImageData, evaluation_batches
+from overture.data.tokens import TokenFile
+from overture.data.transforms import to_float, to_uint8
+from overture.evaluation.measure import generation_distance, make_reference, reconstruction_report, take
+from overture.evaluation.networks import FeatureNetwork, load_network
+from overture.evaluation.protocol import Protocol
+from overture.evaluation.reference import Reference
+from overture.pipeline import Pipeline
+from overture.priors.guidance import Guidance
+from overture.runs.config import RunConfig
+from overture.runs.directory import RunDirectory
+from overture.training.checkpoint import read_metadata
+from overture.training.distributed import World
+from overture.training.prior import bits_per_image
+from overture.training.progress import Interrupted, Progress, stop_requested
+
+__all__ = ["balanced_classes", "evaluate_run", "generated_batches", "picture_grid"]
+
+
+def evaluate_run(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
+    """Measure everything that is not measured yet, into ``results.json`` and ``samples/``."""
+    done = run.read_results()
+    pipe = Pipeline.load(run.root, device=world.device)
+    judge = judge_network(config, run)
+    if "entropy" not in done:
+        run.add_results("entropy", measure_entropy(run))
+    if "likelihood" not in done:
+        run.add_results("likelihood", measure_likelihood(pipe, run))
+    reference = training_reference(config, data, judge, run)
+    if "reconstruction" not in done:
+        run.add_results("reconstruction", measure_reconstruction(config, data, run, pipe, judge, reference))
+    if "generation" not in done:
+        run.add_results("generation", measure_generation(config, run, pipe, judge, reference, progress))
+    if not (run.samples / "classes.png").exists():
+        draw_pictures(config, data, run, pipe)
+
+
+def judge_network(config: RunConfig, run: RunDirectory) -> FeatureNetwork:
+    """The feature network that the config names."""
+    name = config.evaluation.network
+    return load_network(f"domain:{run.networks / 'judge.safetensors'}" if name == "domain" else name)
+
+
+def training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork, run: RunDirectory) -> Reference:
+    """Statistics of the centre-cropped training images, kept in the run."""
+    path = run.networks / "reference.npz"
+    if path.exists():
+        return Reference.load(path)
+    images = (batch.images for batch in evaluation_batches(data.train, config.data, config.evaluation.batch_size))
+    reference = make_reference(f"{data.train.name} (training images)", judge, images)
+    reference.save(path)
+    return reference
+
+
+def measure_entropy(run: RunDirectory) -> dict[str, Any]:
+    """The conditional entropy of the training tokens, one row per image (the first crop)."""
+    file = TokenFile.open(run.tokens("train"))
+    return conditional_entropy(file.ids(slice(None), 0), layout=file.layout).to_dict()
+
+
+def measure_likelihood(pipe: Pipeline, run: RunDirectory) -> dict[str, Any]:
+    """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
+    out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "first"}
+    for part in ("train", "held_out"):
+        file = TokenFile.open(run.tokens(part))
+        for loss in ("vocabulary", "allowed"):
+            bits = bits_per_image(pipe.prior, file, loss=loss).tolist()  # type: ignore[arg-type]
+            out[f"{part}_{loss}"] = {"bits_per_position": bits, "bits_per_image": sum(bits), "images": file.rows}
+    return out
+
+
+def protocol(config: RunConfig, run: RunDirectory, kind: str) -> Protocol:
+    """What every number of this run has in common."""
+    model = run.tokenizer_model if kind == "tokenizer" else run.prior_model
+    return Protocol(
+        image_size=config.data.image_size,
+        crop="center",
+        resize="box halving, bicubic",
+        dtype="float32",
+        checkpoint=read_metadata(model, kind)["weights_hash"],
+        weights="ema" if kind == "tokenizer" else "raw (tokenizer ema)",
+        seed=config.seed,
+    )
+
+
+def measure_reconstruction(
+    config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline, judge: FeatureNetwork, reference: Reference
+) -> dict[str, Any]:
+    """Held-out images: PSNR, SSIM, usage, distance to the very same images; and their distance to the training images."""
+
+    def images() -> Iterator[Tensor]:
+        return (b.images for b in evaluation_batches(data.held_out, config.data, config.evaluation.batch_size))
+
+    about = protocol(config, run, "tokenizer")
+    device = pipe.prior.token_embedding.weight.device
+    report = reconstruction_report(pipe.tokenizer, images(), judge, protocol=about, device=device).to_dict()
+    real = generation_distance(judge, images(), reference, Protocol(image_size=config.data.image_size, crop="center"))
+    return {**report, "held_out_images_distance": real.to_dict()}
+
+
+def measure_generation(
+    config: RunConfig,
+    run: RunDirectory,
+    pipe: Pipeline,
+    judge: FeatureNetwork,
+    reference: Reference,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The distance of generated images to the training images, without guidance and with the config's guidance."""
+    settings = dict.fromkeys(("1.0", config.evaluation.guidance))
+    results = []
+    for text in settings:
+        guidance = Guidance.parse(text)
+        progress.start("samples", config.evaluation.samples, unit="image")
+        about = Protocol(
+            **{
+                **protocol(config, run, "prior").to_dict(),
+                "classes": "balanced",
+                "guidance": str(guidance),
+                "temperature": f"{config.evaluation.temperature:g}",
+            }
+        )
+        batches = generated_batches(config, pipe, guidance, progress)
+        results.append(generation_distance(judge, batches, reference, about).to_dict())
+        progress.finish()
+    return results
+
+
+def generated_batches(config: RunConfig, pipe: Pipeline, guidance: Guidance, progress: Progress) -> Iterator[Tensor]:
+    """``samples`` generated images of balanced classes, uint8; batch b is drawn from (seed, b)."""
+    evaluation = config.evaluation
+    classes = balanced_classes(evaluation.samples, config.prior.num_classes)
+    for number, part in enumerate(classes.split(evaluation.batch_size)):
+        if stop_requested():
+            raise Interrupted("stopped in stage samples; the same command goes on")
+        images = pipe(
+            part,
+            seed=config.seed * 1_000_003 + number,
+            guidance=guidance,
+            temperature=evaluation.temperature,
+            top_k=evaluation.top_k,
+            top_p=evaluation.top_p,
+        )
+        progress.advance(len(part))
+        yield to_uint8(images).cpu()
+
+
+def balanced_classes(samples: int, num_classes: int) -> Tensor:
+    """Every class equally often (to within one)."""
+    return torch.arange(samples) % num_classes
+
+
+def draw_pictures(config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline) -> None:
+    """``classes.png`` (one row of samples per class) and ``reconstructions.png`` (images over reconstructions)."""
+    run.samples.mkdir(parents=True, exist_ok=True)
+    shown = min(config.prior.num_classes, 10)
+    classes = torch.arange(shown).repeat_interleave(config.evaluation.shown_per_class)
+    images = pipe(
+        classes,
+        seed=config.seed,
+        guidance=Guidance.parse(config.evaluation.guidance),
+        temperature=config.evaluation.temperature,
+        top_k=config.evaluation.top_k,
+        top_p=config.evaluation.top_p,
+    )
+    picture_grid(to_uint8(images).cpu(), config.evaluation.shown_per_class).save(run.samples / "classes.png")
+    originals = next(iter(evaluation_batches(data.held_out, config.data, 16))).images
+    device = pipe.prior.token_embedding.weight.device
+    with torch.inference_mode():
+        decoded = to_uint8(pipe.tokenizer.decode(pipe.tokenizer.encode(to_float(originals.to(device))))).cpu()
+    picture_grid(torch.cat([originals, decoded]), len(originals)).save(run.samples / "reconstructions.png")
+
+
+def picture_grid(images_NCHW: Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """uint8 images in rows of ``columns``, on white."""
+    count, channels, height, width = images_NCHW.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    for place, image in enumerate(images_NCHW.permute(0, 2, 3, 1).numpy()):
+        top = gap + place // columns * (height + gap)
+        left = gap + place % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)

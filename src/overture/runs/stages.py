@@ -1,0 +1,168 @@
+"""The stages of a run, in order: networks, tokenizer, tokens, prior, evaluation. Each is skipped when it is done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from overture.config import to_dict
+from overture.data.sources import Source
+from overture.data.stream import ImageData, TrainingStream, evaluation_batches
+from overture.data.tokens import TokenFile
+from overture.errors import OvertureError
+from overture.losses.perceptual import DomainConfig
+from overture.nn.classifier import Classifier, load_classifier
+from overture.pipeline import load_prior, load_tokenizer
+from overture.runs.config import DomainNetworkConfig, RunConfig
+from overture.runs.directory import RunDirectory, write_json
+from overture.runs.evaluate import evaluate_run
+from overture.training.checkpoint import read_metadata
+from overture.training.classifier import train_classifier
+from overture.training.distributed import World
+from overture.training.prior import PriorTrainer, train_prior
+from overture.training.progress import Interrupted, Progress, SilentProgress, stop_requested
+from overture.training.tokenizer import TokenizerTrainer, train_tokenizer
+from overture.training.tokens import write_tokens
+
+__all__ = ["execute", "needed_networks", "train_network"]
+
+
+def execute(config: RunConfig, run: RunDirectory, progress: Progress, world: World, until: str = "report") -> RunConfig:
+    """Bring a run to its end (or ``until`` the tokenizer or the prior is trained), from wherever it stands.
+
+    Returns the resolved config.
+
+    Raises :class:`Interrupted` when the user asked to stop, after saving.
+    """
+    data = config.data.build()
+    config = config.resolve(data.num_classes)
+    if world.is_main:
+        run.adopt(config)
+        write_json(run.root / "classes.json", list(data.train.classes))
+    else:
+        progress = SilentProgress()
+    world.barrier()
+    if world.is_main:
+        for name in needed_networks(config):
+            train_network(config, data, name, run, progress)
+            _check_stop(f"network {name}")
+    world.barrier()
+    _tokenizer_stage(config, data, run, progress, world)
+    _check_stop("tokenizer")
+    if until == "tokenizer":
+        return config
+    _tokens_stage(config, data, run, progress, world)
+    _check_stop("tokens")
+    _prior_stage(config, run, progress, world)
+    _check_stop("prior")
+    if until == "prior":
+        return config
+    if world.is_main:
+        evaluate_run(config, data, run, progress, world)
+    world.barrier()
+    return config
+
+
+def needed_networks(config: RunConfig) -> list[str]:
+    """The domain networks that this run trains on its own data."""
+    judge = ["judge"] if config.evaluation.network == "domain" else []
+    perceptual = config.tokenizer_training.perceptual
+    own = isinstance(perceptual, DomainConfig) and not perceptual.weights
+    return [*judge, *(["perceptual"] if own else [])]
+
+
+def train_network(config: RunConfig, data: ImageData, name: str, run: RunDirectory, progress: Progress) -> None:
+    """Train one domain network (``judge`` or ``perceptual``); never the same one for both."""
+    path = run.networks / f"{name}.safetensors"
+    if path.exists():
+        return
+    wanted: DomainNetworkConfig = config.judge if name == "judge" else config.perceptual_network
+    if config.judge == config.perceptual_network and name == "perceptual":
+        raise OvertureError("perceptual_network equals judge: a network must not judge what it trained; change its seed")
+    progress.say(f"training the {name} network, a classifier on {data.train.name}")
+    images, labels = all_images(data.train, config)
+    held_out = all_images(data.held_out, config)
+    record = train_classifier(
+        images,
+        labels,
+        wanted.network,
+        wanted.training,
+        seed=config.seed * 1000 + wanted.seed,
+        out=path,
+        held_out=held_out,
+        progress=False,
+    )
+    if record.accuracy is not None:
+        progress.say(f"{name} network: {record.accuracy:.1%} of {record.held_out_images} held-out images right")
+
+
+def all_images(source: Source, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """Every image of a source, centre-cropped, uint8 ``[N, C, H, W]``, and the labels ``[N]``."""
+    batches = list(evaluation_batches(source, config.data, 1000))
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
+    if run.tokenizer_model.exists():
+        return
+    training = config.tokenizer_training
+    network: Classifier | None = None
+    if "perceptual" in needed_networks(config):
+        network = load_classifier(run.networks / "perceptual.safetensors")[0]
+    trainer = TokenizerTrainer(
+        config.tokenizer, training, seed=config.seed, world=world, perceptual_network=network
+    )
+    stream = TrainingStream(data.train, config.data, training.batch_size, config.seed, world.rank, world.size)
+    train_tokenizer(trainer, stream, run.tokenizer, run.metrics, progress)
+    if stream.corrupt:
+        progress.say(f"{len(stream.corrupt)} corrupt images were skipped, the first is {stream.corrupt[0]}")
+    if world.is_main:
+        trainer.save(run.tokenizer_model, {"run_config": to_dict(config)})
+        _remove_steps(run.tokenizer)
+    world.barrier()
+
+
+def _tokens_stage(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
+    parts = [(part, run.tokens(part)) for part in ("train", "held_out")]
+    digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
+    if all(path.exists() for _, path in parts):
+        for _, path in parts:
+            TokenFile.open(path).check_tokenizer(digest)
+        return
+    tokenizer = load_tokenizer(run.root, device=world.device)
+    for part, path in parts:
+        if path.exists():
+            continue
+        source = data.train if part == "train" else data.held_out
+        write_tokens(
+            tokenizer, digest, source, config.data, config.tokens, path,
+            num_classes=data.num_classes, world=world, progress=progress, label=f"tokens {part}",
+        )  # fmt: skip
+
+
+def _prior_stage(config: RunConfig, run: RunDirectory, progress: Progress, world: World) -> None:
+    if run.prior_model.exists():
+        return
+    layout = config.tokenizer.layout
+    trainer = PriorTrainer(config.prior, config.prior_training, layout, seed=config.seed, world=world)
+    train, held_out = (TokenFile.open(run.tokens(part)) for part in ("train", "held_out"))
+    train_prior(trainer, train, held_out, run.prior, run.metrics, progress)
+    if world.is_main:
+        digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
+        trainer.save(run.prior_model, {"run_config": to_dict(config), "tokenizer_hash": digest})
+        _remove_steps(run.prior)
+    world.barrier()
+
+
+def _remove_steps(directory: Path) -> None:
+    """A finished stage needs no resume."""
+    for step in directory.glob("step-*"):
+        shutil.rmtree(step, ignore_errors=True)
+
+
+def _check_stop(stage: str) -> None:
+    if stop_requested():
+        raise Interrupted(f"stopped after stage {stage}, saved; the same command goes on")

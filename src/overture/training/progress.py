@@ -1,0 +1,149 @@
+"""Progress with time left, and the polite end of long work.
+
+Ctrl-C and SIGTERM set a flag; the loop ends after the current step, saves, and raises :class:`Interrupted`. The same
+command then goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from overture.errors import OvertureError
+
+__all__ = ["Interrupted", "Progress", "SilentProgress", "TerminalProgress", "WireProgress", "stop_requested", "stoppable"]
+
+
+class Interrupted(OvertureError):
+    """The user asked to stop; what was done is saved."""
+
+
+class _StopFlag:
+    raised = False
+
+
+def stop_requested() -> bool:
+    """Whether the user asked to stop."""
+    return _StopFlag.raised
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM set the flag of :func:`stop_requested`; a second Ctrl-C ends at once."""
+    _StopFlag.raised = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if _StopFlag.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        _StopFlag.raised = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Progress(Protocol):
+    """Where long work tells how far it is."""
+
+    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
+        """A stage of ``total`` units begins, with ``done`` of them already behind it."""
+
+    def advance(self, count: int = 1, **shown: float) -> None:
+        """``count`` more units are done; ``shown`` are figures worth seeing."""
+
+    def finish(self) -> None:
+        """The stage is over."""
+
+    def say(self, text: str) -> None:
+        """A line for the reader."""
+
+
+class SilentProgress:
+    """For tests, and for all processes but the main one."""
+
+    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None: ...
+
+    def advance(self, count: int = 1, **shown: float) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class TerminalProgress:
+    """One bar on stderr."""
+
+    def __init__(self, label: str = "", position: int = 0) -> None:
+        self.label, self.position = label, position
+        self.bar: Any = None
+
+    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
+        self.finish()
+        name = f"{self.label} {stage}".strip()
+        self.bar = tqdm(
+            desc=f"{name:<22}", total=total, initial=done, unit=unit, position=self.position, file=sys.stderr,
+            leave=self.position == 0, dynamic_ncols=True, smoothing=0.05,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}",
+        )  # fmt: skip
+
+    def advance(self, count: int = 1, **shown: float) -> None:
+        if shown:
+            self.bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()}, refresh=False)
+        self.bar.update(count)
+
+    def finish(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def say(self, text: str) -> None:
+        tqdm.write(f"{self.label}: {text}" if self.label else text, file=sys.stderr)
+
+
+class WireProgress:
+    """Progress as JSON lines on stdout, for a parent process that draws the bars; at most some ten lines a second.
+
+    When the parent is gone the pipe is closed, and the work stops politely.
+    """
+
+    def __init__(self) -> None:
+        self.pending, self.last, self.shown = 0, 0.0, dict[str, float]()
+
+    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
+        self.finish()
+        self._send({"start": stage, "total": total, "done": done, "unit": unit})
+
+    def advance(self, count: int = 1, **shown: float) -> None:
+        self.pending += count
+        self.shown |= shown
+        if time.monotonic() - self.last > 0.1:
+            self._flush()
+
+    def finish(self) -> None:
+        if self.pending:
+            self._flush()
+
+    def say(self, text: str) -> None:
+        self._send({"say": text})
+
+    def _flush(self) -> None:
+        self._send({"advance": self.pending, "shown": {k: v for k, v in self.shown.items() if v == v}})
+        self.pending, self.last = 0, time.monotonic()
+
+    def _send(self, event: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(event), flush=True)
+        except BrokenPipeError:
+            _StopFlag.raised = True
+            sys.stdout = open("/dev/null", "w")  # noqa: SIM115

@@ -1,0 +1,229 @@
+"""Stage 1: the tokenizer (spec section 6).
+
+Every batch is used twice: a generator step (encoder, quantizers, decoder) and a discriminator step on the same images
+and the reconstructions of the generator step. All schedules count batches, which is each optimiser's own steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from overture.config import to_dict
+from overture.data.stream import Batch, TrainingStream
+from overture.data.transforms import to_float
+from overture.errors import OvertureError
+from overture.losses.adversarial import AdversarialConfig
+from overture.losses.perceptual import DomainConfig, NoPerceptual, PerceptualConfig
+from overture.losses.reconstruction import ReconstructionConfig
+from overture.tokenizers.config import TokenizerConfig
+from overture.training.checkpoint import latest_step, load_state, save_model, save_state
+from overture.training.distributed import World
+from overture.training.ema import EMA
+from overture.training.metrics import MetricLog, check_finite
+from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
+from overture.training.progress import Interrupted, Progress, stop_requested
+
+__all__ = ["Precision", "TokenizerTrainer", "TokenizerTrainingConfig", "autocast", "checkpoint_due", "train_tokenizer"]
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TokenizerTrainingConfig:
+    """How a tokenizer is trained. ``steps`` counts batches; ``batch_size`` is that of all processes together.
+
+    ``checkpoint_minutes`` is the time between checkpoints for an exact resume; it does not change any number.
+    """
+
+    steps: int = 750_000
+    batch_size: int = 256
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20_000, flat=100_000
+    )
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.0, 0.99), weight_decay=1e-4, warmup=20_000, flat=100_000
+    )
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    perceptual: PerceptualConfig = NoPerceptual()
+    perceptual_weight: float = 1.0
+    adversarial: AdversarialConfig = AdversarialConfig()
+    quantizer_weight: float = 1.0
+    ema_half_life: float = 1000.0
+    precision: Precision = "bfloat16"
+    compile: bool = False
+    log_every: int = 25
+    checkpoint_minutes: float = 10.0
+
+
+class TokenizerTrainer:
+    """All that stage 1 trains, and the two kinds of step. ``state_dict`` holds everything an exact resume needs."""
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        training: TokenizerTrainingConfig,
+        *,
+        seed: int,
+        world: World,
+        perceptual_network: nn.Module | None = None,
+    ) -> None:
+        self.config, self.training, self.seed, self.world = config, training, seed, world
+        world.seed(seed, "tokenizer weights", 0)
+        self.tokenizer = config.build().to(world.device)
+        self.adversarial = training.adversarial.build(config.channels, config.image_size).to(world.device)
+        self.reconstruction = training.reconstruction.build()
+        if isinstance(training.perceptual, DomainConfig):
+            self.perceptual = training.perceptual.build(perceptual_network).to(world.device)  # type: ignore[arg-type]
+        else:
+            self.perceptual = training.perceptual.build().to(world.device)
+        world.share(self.tokenizer)
+        world.share(self.adversarial)
+        self.ema = EMA(self.tokenizer, training.ema_half_life)
+        self.optimizer, self.schedule = training.optimizer.build(self.tokenizer.named_parameters(), training.steps)
+        self.discriminator_optimizer, self.discriminator_schedule = training.discriminator_optimizer.build(
+            self.adversarial.named_parameters(), training.steps
+        )
+        self.forward = torch.compile(self.tokenizer) if training.compile else self.tokenizer
+        self.step = 0
+
+    def train_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """One generator step and one discriminator step; returns every term, and raises before a NaN is used."""
+        self.world.seed(self.seed, "tokenizer", self.step)
+        images = to_float(batch.images.to(self.world.device, non_blocking=True))
+        terms, reconstruction = self.generator_step(images)
+        if self.training.adversarial.active(self.step):
+            terms |= self.discriminator_step(images, reconstruction)
+        self.step += 1
+        return terms
+
+    def generator_step(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Encoder, quantizers and decoder take one step; also returns the detached reconstruction."""
+        training = self.training
+        self.tokenizer.train()
+        with autocast(self.world.device, training.precision):
+            out = self.forward(images)
+            terms = self.reconstruction(out.reconstruction, images)
+            weighted = [terms.pop("total")]
+            if not isinstance(training.perceptual, NoPerceptual):
+                terms["perceptual"] = self.perceptual(out.reconstruction, images)
+                weighted.append(training.perceptual_weight * terms["perceptual"])
+            if training.adversarial.active(self.step):
+                terms["adversarial"] = self.adversarial.generator_loss(out.reconstruction)
+                weighted.append(training.adversarial.weight * terms["adversarial"])
+        terms["quantizer"] = out.quantizer_loss
+        weighted.append(training.quantizer_weight * terms["quantizer"])
+        check_finite(terms, "tokenizer", self.step)
+        total = torch.stack([term.float() for term in weighted]).sum()
+        self._update(self.optimizer, self.schedule.learning_rate(self.step), self.tokenizer, total, training.optimizer.clip)
+        self.ema.update(self.tokenizer)
+        for quantizer in self.tokenizer.quantizers.values():
+            quantizer.maintain(self.seed, self.step)  # type: ignore[operator]
+        return {**terms, "loss": total}, out.reconstruction.detach()
+
+    def discriminator_step(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """The discriminator takes one step on the same images and their reconstructions."""
+        training = self.training
+        with autocast(self.world.device, training.precision):
+            terms = self.adversarial.discriminator_step_loss(images, reconstruction, self.step)
+        check_finite(terms, "tokenizer", self.step)
+        rate = self.discriminator_schedule.learning_rate(self.step)
+        clip = training.discriminator_optimizer.clip
+        self._update(self.discriminator_optimizer, rate, self.adversarial, terms.pop("total"), clip)
+        return terms
+
+    def _update(
+        self, optimizer: torch.optim.Optimizer, rate: float, module: nn.Module, loss: Tensor, clip: float
+    ) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+        self.world.average_gradients(parameters)
+        zero_nonfinite_gradients(parameters)
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "step": self.step,
+            "tokenizer": self.tokenizer.state_dict(),
+            "adversarial": self.adversarial.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.step = state["step"]
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.adversarial.load_state_dict(state["adversarial"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+    def save(self, path: Path, metadata: dict[str, Any]) -> str:
+        """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
+        weights = {"raw": self.tokenizer.state_dict(), "ema": self.ema.state_dict()}
+        return save_model(path, "tokenizer", weights, {"config": to_dict(self.config), "step": self.step, **metadata})
+
+
+def train_tokenizer(
+    trainer: TokenizerTrainer, stream: TrainingStream, directory: Path, metrics: Path, progress: Progress
+) -> None:
+    """Train to the end, resuming from the last checkpoint in ``directory`` and saving there.
+
+    Raises :class:`Interrupted` after saving when the user asks to stop.
+    """
+    world, training = trainer.world, trainer.training
+    saved = latest_step(directory)
+    if saved is not None:
+        trainer.load_state_dict(load_state(directory, saved))
+    log = MetricLog(metrics, "tokenizer", trainer.step) if world.is_main else None
+    progress.start("tokenizer", training.steps, trainer.step)
+    last_save = time.monotonic()
+    for batch in _until(stream.batches(trainer.step), training.steps - trainer.step):
+        terms = trainer.train_batch(batch)
+        if trainer.step % training.log_every == 0 or trainer.step == training.steps:
+            names = sorted(terms)
+            values = world.mean(torch.stack([terms[name].detach().float() for name in names])).tolist()
+            shown = dict(zip(names, values, strict=True))
+            if log:
+                log.write(trainer.step, {**shown, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)})
+            progress.advance(0, l1=shown["l1"], loss=shown["loss"])
+        progress.advance(1)
+        stop = world.any(stop_requested())
+        if stop or checkpoint_due(last_save, training.checkpoint_minutes, world):
+            if world.is_main:
+                save_state(directory, trainer.step, trainer.state_dict())
+            last_save = time.monotonic()
+        if stop and trainer.step < training.steps:
+            raise Interrupted(f"stopped in stage tokenizer at step {trainer.step}, saved; the same command goes on")
+    progress.finish()
+
+
+def checkpoint_due(last_save: float, minutes: float, world: World) -> bool:
+    """Whether ``minutes`` have passed on the main process, told to everyone."""
+    return world.any(world.is_main and time.monotonic() - last_save > 60 * minutes)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """bf16 where asked for; float32 otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _until(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    for _ in range(count):
+        try:
+            yield next(batches)
+        except StopIteration as error:
+            raise OvertureError("tokenizer: the data stream ended early") from error

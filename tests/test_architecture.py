@@ -1,0 +1,92 @@
+"""The shape of the package: imports point down, start-up is light, every module says what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "overture"
+
+LEVELS = [
+    {"errors", "py"},
+    {"config", "schedules"},
+    {"layout"},
+    {"nn"},
+    {"quantizers", "data"},
+    {"losses", "tokenizers", "priors"},
+    {"training", "evaluation", "analysis", "pipeline"},
+    {"runs", "interop", "report"},
+    {"recipes"},
+    {"cli", "__main__"},
+]
+"""Rooms from the ground up. A room may import its own level's earlier neighbours only where ALLOWED says so."""
+
+ALLOWED = {
+    ("pipeline", "training"),  # reads checkpoints
+    ("runs", "report"),
+    ("report", "runs"),  # the report reads run directories
+    ("training", "evaluation"),
+    ("analysis", "evaluation"),
+}
+
+
+def level(room: str) -> int:
+    return next(number for number, rooms in enumerate(LEVELS) if room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("overture.")}
+    return found
+
+
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    for other in imports(path) - {room}:
+        assert level(other) < level(room) or (room, other) in ALLOWED, f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize("statement", ["import overture", "import overture; overture.Layout, overture.Schedule"])
+def test_import_is_light(statement: str) -> None:
+    code = f"{statement}; import sys; assert not {{'torch', 'torchvision', 'matplotlib'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_and_schedule_do_not_import_torch() -> None:
+    for words in (["--help"], ["schedule", "--help"], ["entropy", "--help"], ["run", "--help"]):
+        code = (
+            "import sys\nfrom overture.cli import main\n"
+            f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+            "assert not {'torch', 'matplotlib'} & sys.modules.keys(), sorted(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_no_branch_on_the_word_prologue_outside_its_places() -> None:
+    """The layout is the contract: no module asks "is this Prologue?"."""
+    for path in FILES:
+        if path.relative_to(SOURCE).parts[0] in ("layout.py", "interop", "recipes"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.If | ast.IfExp):
+                assert "prologue" not in ast.unparse(node.test).lower(), f"{path}:{node.lineno}"
