@@ -231,54 +231,37 @@ def _sum_c_log_c(counts: np.ndarray) -> float:
 def _refine(ids_NT: np.ndarray, tally: _Tally) -> None:
     """Split the rows into groups of equal prefixes, position by position, and tally the groups.
 
-    ``rows_A`` holds the active rows, sorted by prefix; ``group_A`` numbers their groups 0, 1, 2, .. in that order.
+    ``rows_A`` holds the active rows, sorted by prefix; ``group_A`` numbers their groups 0, 1, 2, .. in that order. A
+    block of columns is read once; while it is worked on, ``place_A`` says where in it each active row is.
     """
     rows, positions = ids_NT.shape
     columns = max(1, BLOCK_BYTES // ids_NT.dtype.itemsize)
-    rows_A, group_A = np.arange(rows), np.zeros(rows, dtype=np.int64)
+    rows_A, group_A = np.arange(rows), np.zeros(rows if rows > 1 else 0, dtype=np.int64)
     for start in range(0, positions, columns):
-        counts = np.bincount(group_A)
-        rows_A, group_A = _drop_unique(rows_A, group_A, counts, tally)
-        if len(rows_A) == 0:
+        if len(group_A) == 0:
             return
         block_CA = _read_columns(ids_NT, rows_A, start, min(start + columns, positions))
+        place_A = np.arange(len(rows_A))
         column = 0
-        while column < len(block_CA):
-            key_A, shifts = _pack(group_A, block_CA[column:])
-            slots = _rows_to_sort(group_A, key_A)
-            following = column + len(shifts)
+        while column < len(block_CA) and len(group_A):
+            key_A, shifts = _pack(group_A, place_A, block_CA[column:])
+            slots = _slots_to_sort(group_A, key_A)
             if len(slots):
-                # Groups keep their places: only the rows of a group that splits are exchanged among themselves.
+                # Groups keep their slots: only rows of a group that splits change places, among themselves.
                 order = slots[np.argsort(key_A[slots])]
-                key_A[slots] = key_A[order]
-                rows_A[slots] = rows_A[order]
-                for values_A in block_CA[following:]:
-                    values_A[slots] = values_A[order]
+                key_A[slots], place_A[slots] = key_A[order], place_A[order]
                 difference = key_A[1:] ^ key_A[:-1]
                 for offset, shift in enumerate(shifts):
                     # Two neighbours share a prefix if their keys differ in lower bits only.
                     edges = np.flatnonzero(difference >> shift) + 1
                     counts = np.diff(edges, prepend=0, append=len(key_A))
                     tally.set(start + column + offset, counts)
-                group_A = np.repeat(np.arange(len(counts)), counts)
-                if 2 * np.count_nonzero(counts == 1) > len(rows_A):  # worth the copy of the block
-                    repeated_A = np.repeat(counts > 1, counts)
-                    block_CA = block_CA[:, repeated_A]
-                    rows_A, group_A = _drop_unique(rows_A, group_A, counts, tally)
-                    if len(rows_A) == 0:
-                        return
-            column = following
-
-
-def _drop_unique(
-    rows_A: np.ndarray, group_A: np.ndarray, counts: np.ndarray, tally: _Tally
-) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out the groups of one row, which nothing can split, and number the others anew."""
-    kept = counts > 1
-    if kept.all():
-        return rows_A, group_A
-    tally.dropped += len(counts) - np.count_nonzero(kept)
-    return rows_A[np.repeat(kept, counts)], np.repeat(np.arange(np.count_nonzero(kept)), counts[kept])
+                repeated = counts > 1  # nothing can split the other groups: they drop out
+                tally.dropped += len(counts) - int(np.count_nonzero(repeated))
+                place_A = place_A[np.repeat(repeated, counts)]
+                group_A = np.repeat(np.arange(np.count_nonzero(repeated)), counts[repeated])
+            column += len(shifts)
+        rows_A = rows_A[place_A]
 
 
 def _read_columns(ids_NT: np.ndarray, rows_A: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -291,7 +274,7 @@ def _read_columns(ids_NT: np.ndarray, rows_A: np.ndarray, start: int, stop: int)
     return block_CA
 
 
-def _pack(group_A: np.ndarray, block_CA: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def _pack(group_A: np.ndarray, place_A: np.ndarray, block_CA: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Group number and as many columns as fit, highest bits first, in one key per row.
 
     Also returns, for each column taken, how many bits of the key come after it.
@@ -299,7 +282,8 @@ def _pack(group_A: np.ndarray, block_CA: np.ndarray) -> tuple[np.ndarray, list[i
     key_A = group_A.copy()
     free = KEY_BITS - int(group_A[-1]).bit_length()
     widths: list[int] = []
-    for values_A in block_CA:
+    for column_A in block_CA:
+        values_A = column_A[place_A]
         width = int(values_A.max()).bit_length()
         if width > free:
             if widths:
@@ -314,7 +298,7 @@ def _pack(group_A: np.ndarray, block_CA: np.ndarray) -> tuple[np.ndarray, list[i
     return key_A, [sum(widths[place + 1 :]) for place in range(len(widths))]
 
 
-def _rows_to_sort(group_A: np.ndarray, key_A: np.ndarray) -> np.ndarray:
+def _slots_to_sort(group_A: np.ndarray, key_A: np.ndarray) -> np.ndarray:
     """Slots of the rows whose group holds more than one key."""
     split = (key_A[1:] != key_A[:-1]) & (group_A[1:] == group_A[:-1])
     mixed = np.zeros(int(group_A[-1]) + 1, dtype=np.bool_)
