@@ -1,0 +1,160 @@
+"""What a data source is: a list of labelled images that can be read in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from overture.errors import OvertureError, UsageError
+
+__all__ = ["ArraySource", "CorruptImage", "Source", "Subset", "decode_image", "digest", "split", "subset"]
+
+_RGB_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+_GREY_MODES = ("L", "LA", "La", "1")
+
+
+class CorruptImage(OvertureError):  # noqa: N818
+    """An image whose bytes cannot be decoded; the message names it."""
+
+
+class Source(ABC):
+    """Labelled images. Sources pickle small, so that each worker process can open its own."""
+
+    name: str
+    """What the user asked for: the text given to :func:`overture.data.open_source`."""
+    classes: tuple[str, ...]
+    """The class names, in label order."""
+    labels: NDArray[np.int64]
+    """The class of every image ``[N]``."""
+    in_memory: bool = False
+    """Whether reading costs no decoding."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> Image.Image:
+        """Image ``index``, mode ``L`` or ``RGB``; raises :class:`CorruptImage`."""
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """The name of image ``index`` for messages."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the data does, and not when they are moved elsewhere."""
+
+
+class ArraySource(Source):
+    """Images that are already decoded: uint8 ``[N, H, W]`` or ``[N, H, W, 3]``."""
+
+    in_memory = True
+
+    def __init__(
+        self, name: str, images: NDArray[np.uint8], labels: NDArray[np.integer], classes: Sequence[str]
+    ) -> None:
+        self.name = name
+        self.images = np.ascontiguousarray(images)
+        self.labels = np.asarray(labels).astype(np.int64)
+        self.classes = tuple(classes)
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def path(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def fingerprint(self) -> str:
+        return digest(str(self.images.shape).encode(), self.images.data, self.labels.data, repr(self.classes).encode())
+
+
+class Subset(Source):
+    """Some images of another source, with all of its classes."""
+
+    def __init__(self, source: Source, indices: NDArray[np.integer], name: str = "") -> None:
+        self.indices = np.asarray(indices).astype(np.int64)
+        if isinstance(source, Subset):
+            self.indices = source.indices[self.indices]
+            source = source.source
+        self.source: Source = source
+        self.name = name or source.name
+        self.classes = source.classes
+        self.labels = source.labels[self.indices]
+        self.in_memory = source.in_memory
+
+    def read(self, index: int) -> Image.Image:
+        return self.source.read(int(self.indices[index]))
+
+    def path(self, index: int) -> str:
+        return self.source.path(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return digest(self.source.fingerprint().encode(), self.indices.data)
+
+
+def subset(source: Source, indices: Sequence[int] | NDArray[np.integer]) -> Source:
+    """The images of ``source`` at ``indices``, in that order; labels and class names stay as they are."""
+    chosen = np.asarray(indices, dtype=np.int64)
+    if chosen.ndim != 1 or (len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(source))):
+        raise UsageError(f"{source.name}: a subset needs a list of indices in 0..{len(source) - 1}")
+    return Subset(source, chosen)
+
+
+def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Source]:
+    """``(train, held_out)``: about ``share`` of every class is held out, the same images for the same seed.
+
+    At least one image of every class stays for training.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"the share of images held out is {share}, needs to be between 0 and 1")
+    held_out = []
+    for label in range(len(source.classes)):
+        members = np.flatnonzero(source.labels == label)
+        count = min(int(share * len(members) + 0.5), len(members) - 1)
+        order = np.random.default_rng((seed, label)).permutation(len(members))
+        held_out.append(members[order[: max(count, 0)]])
+    chosen = np.sort(np.concatenate(held_out))
+    if not len(chosen):
+        raise OvertureError(f"{source.name}: {len(source)} images are too few to hold out a share of {share}")
+    rest = np.setdiff1d(np.arange(len(source)), chosen)
+    return Subset(source, rest, f"{source.name} (training share)"), Subset(
+        source, chosen, f"{source.name} (held-out share)"
+    )
+
+
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Decode an image file to mode ``L`` (grey) or ``RGB``.
+
+    Palettes, CMYK and the like become RGB; an alpha channel is dropped, not composited; orientation tags are not
+    applied; of an animation the first frame counts. 16-bit and float images are refused: cutting them to 8 bits
+    would be a guess about their range.
+    """
+    if not data:
+        raise CorruptImage(f"{where}: the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = " ".join(str(error).split()) if not isinstance(error, UnidentifiedImageError) else "no image"
+        raise CorruptImage(f"{where}: cannot decode this image ({reason or type(error).__name__})") from error
+    if image.mode in _GREY_MODES:
+        return image if image.mode == "L" else image.convert("L")
+    if image.mode in _RGB_MODES:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    raise OvertureError(f"{where}: images of mode {image.mode} are not supported, convert them to 8-bit grey or RGB")
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """The first 16 hex digits of the SHA-256 over all parts."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""Reads batches of images, in this process or in worker processes, always in order.
+
+A reader turns a key (an integer array) into a batch; :func:`read_in_order` feeds it keys and hands out the batches.
+Readers live in the workers, so they return their errors instead of raising them: an error raised in a worker would
+come back as a page of traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from overture.data.base import CorruptImage, Source
+from overture.data.transforms import with_channels
+from overture.errors import OvertureError
+
+__all__ = ["Batch", "CorruptCount", "ImageReader", "Reader", "read_in_order"]
+
+CACHE_BYTES = 512 * 2**20
+"""Data sets that are smaller than this when decoded are decoded once and kept in memory (by every worker)."""
+
+B = TypeVar("B", covariant=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images with their labels.
+
+    ``corrupt`` names the images that could not be decoded while this batch was read, each with the reason.
+    """
+
+    images: Tensor
+    """uint8 ``[B, C, H, W]``, or ``[B, K, C, H, W]`` when K crops of every image are asked for."""
+    labels: Tensor
+    """int64 ``[B]``."""
+    indices: Tensor
+    """int64 ``[B]``: which images of the source these are."""
+    corrupt: dict[str, str] = field(default_factory=dict)
+
+
+class Reader(Protocol[B]):
+    """Turns a key into a batch."""
+
+    def __call__(self, key: NDArray[np.int64]) -> B: ...
+
+
+class ImageReader:
+    """Reads single images of a source with the right number of channels; remembers a small source's images."""
+
+    def __init__(self, source: Source, channels: int) -> None:
+        self.source, self.channels = source, channels
+        self._cache: dict[int, Image.Image | CorruptImage] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index``; raises :class:`CorruptImage`."""
+        if self._cache is not None and index in self._cache:
+            known = self._cache[index]
+            if isinstance(known, CorruptImage):
+                raise known
+            return known
+        try:
+            image = self.source.read(index)
+        except CorruptImage as error:
+            if self._cache is not None:
+                self._cache[index] = error.with_traceback(None)
+            raise
+        image = with_channels(image, self.channels, self.source.path(index))
+        if self._cache is None and not self.source.in_memory and self._fits(image):
+            self._cache = {}
+        if self._cache is not None:
+            self._cache[index] = image
+        return image
+
+    def read_or_next(self, index: int, corrupt: dict[str, str]) -> tuple[int, Image.Image]:
+        """Image ``index``, or the first readable one after it; adds what was not readable to ``corrupt``."""
+        for offset in range(len(self.source)):
+            place = (index + offset) % len(self.source)
+            try:
+                return place, self.read(place)
+            except CorruptImage as error:
+                corrupt[self.source.path(place)] = str(error)
+        raise OvertureError(f"{self.source.name}: none of its {len(self.source)} images can be read")
+
+    def _fits(self, image: Image.Image) -> bool:
+        # Pillow keeps 1 byte per grey pixel and 4 per colour pixel; 1 KiB is about what the objects around them take.
+        size = image.width * image.height * (4 if self.channels == 3 else 1) + 1024
+        return size * len(self.source) <= CACHE_BYTES
+
+
+class CorruptCount:
+    """The corrupt images met so far; stops the run when they are too large a share of the data."""
+
+    def __init__(self, source: Source, limit: float) -> None:
+        self.source, self.limit = source, limit
+        self.found: dict[str, str] = {}
+
+    def add(self, corrupt: dict[str, str]) -> None:
+        """Count what a batch met; raises when the limit is passed."""
+        self.found.update(corrupt)
+        if corrupt and len(self.found) > self.limit * len(self.source):
+            first = next(iter(self.found.values()))
+            raise OvertureError(
+                f"{len(self.found)} of {len(self.source)} images are corrupt, more than corrupt_limit {self.limit:g}"
+                f" allows; the first: {first}"
+            )
+
+
+def read_in_order(reader: Reader[B], keys: Iterator[NDArray[np.int64]], workers: int) -> Iterator[B]:
+    """``reader(key)`` for each key in turn, fetched ahead by ``workers`` processes (0: read here)."""
+    if workers == 0:
+        for key in keys:
+            yield reader(key)
+        return
+    loader = DataLoader(
+        _WorkerSide(reader),
+        batch_size=None,
+        sampler=keys,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # its own: starting workers must not advance the run's random state
+    )
+    batches = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                reason = str(error).splitlines()[0].rstrip(". ")
+                raise OvertureError(f"a data worker died ({reason}): try fewer workers, or more memory") from error
+            if isinstance(batch, OvertureError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # ends the workers
+
+
+class _WorkerSide(Dataset[Any]):
+    def __init__(self, reader: Reader[Any]) -> None:
+        self.reader = reader
+
+    def __getitem__(self, key: NDArray[np.int64]) -> Any:
+        try:
+            return self.reader(key)
+        except OvertureError as error:
+            return OvertureError(str(error))
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the parent finishes its step, saves, and then ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

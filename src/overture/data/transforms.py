@@ -1,0 +1,83 @@
+"""From an image file to pixels: grey or colour, resizing, crops, and the uint8 conventions (prologue.md, section 2).
+
+Resizing is that of ADM's evaluation and of the Prologue release (section 6): halve with a box filter while the image
+is at least twice too large, then bicubic. Crops take a Pillow image of mode ``L`` or ``RGB`` and give uint8
+``[H, W, C]``. Legend: H rows, W columns, C channels (1 or 3).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from overture.errors import OvertureError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["center_crop", "random_crop", "ten_crop", "to_float", "to_uint8", "with_channels"]
+
+Pixels = NDArray[np.uint8]
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]: ``x / 127.5 - 1``."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8: ``127.5 x + 128``, clamped to 0..255 and truncated; the inverse of :func:`to_float`."""
+    return (127.5 * images.float() + 128).clamp(0, 255).byte()
+
+
+def with_channels(image: Image.Image, channels: int, where: str = "image") -> Image.Image:
+    """The image with 1 or 3 channels. Grey becomes RGB without loss; colour is never turned grey, that is an error."""
+    if channels == 3:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode != "L":
+        raise OvertureError(f"{where}: a colour image, but the data's channels are set to 1: set them to 3")
+    return image
+
+
+def center_crop(image: Image.Image, size: int) -> Pixels:
+    """Resize the shorter side to ``size`` and take the square in the middle: ``[size, size, C]``."""
+    pixels = _pixels(_resize(image, size))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
+    """Resize the shorter side to one of ``size .. ceil(size / 0.8)`` and take a square anywhere, all drawn uniformly."""
+    largest = -(-5 * size // 4)  # ceil(size / 0.8), in integers
+    shorter = int(rng.integers(size, largest, endpoint=True))
+    pixels = _pixels(_resize(image, shorter))
+    top = int(rng.integers(0, pixels.shape[0] - size, endpoint=True))
+    left = int(rng.integers(0, pixels.shape[1] - size, endpoint=True))
+    return pixels[top : top + size, left : left + size]
+
+
+def ten_crop(image: Image.Image, size: int) -> Pixels:
+    """``[10, size, size, C]``: the corners and the centre of the ``int(1.1 * size)`` centre crop, then the same of its
+    mirror image (section 7). The order is torchvision's: top left, top right, bottom left, bottom right, centre.
+    """
+    square = center_crop(image, int(1.1 * size))
+    end = len(square) - size
+    middle = round(end / 2)  # rounds half to even, as torchvision does
+    corners = ((0, 0), (0, end), (end, 0), (end, end), (middle, middle))
+    views = (square, square[:, ::-1])
+    return np.stack([view[top : top + size, left : left + size] for view in views for top, left in corners])
+
+
+def _resize(image: Image.Image, shorter: int) -> Image.Image:
+    while min(image.size) >= 2 * shorter:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = shorter / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
