@@ -1,0 +1,162 @@
+"""What a run has written, read back without torch. Parts that are not there are empty, never made up."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overture.errors import OvertureError, UsageError
+from overture.layout import Layout, Segment
+from overture.schedules import Schedule
+
+if TYPE_CHECKING:
+    from overture.runs.directory import RunDirectory
+
+__all__ = ["Record", "read_records"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as it lies on disk."""
+
+    name: str
+    root: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+    classes: tuple[str, ...]
+    """Names of the classes in order; empty if nobody wrote them down."""
+    layout: Layout | None
+    weights: dict[str, int]
+    """Numbers stored as raw weights (buffers included), by model: ``tokenizer``, ``prior``."""
+
+    @property
+    def entropy(self) -> dict[str, Any]:
+        """The entropy of the training tokens, or nothing."""
+        return self.results.get("entropy") or {}
+
+    @property
+    def training_images(self) -> int | None:
+        """N, as the entropy was measured on."""
+        return self.entropy.get("rows")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Codebook size of every local position; empty if unknown."""
+        return self.layout.sizes if self.layout else tuple(self.entropy.get("sizes", ()))
+
+    @property
+    def total_bits(self) -> float | None:
+        """Bits that an image's tokens can hold."""
+        return math.fsum(map(math.log2, self.sizes)) if self.sizes else None
+
+    def local_bits(self, part: str) -> list[float]:
+        """The prior's cross-entropy in bits at every local position, separators left out.
+
+        ``part`` is a key of the likelihood such as ``held_out_allowed``. Empty if it is not measured.
+        """
+        bits: list[float] = (self.results.get("likelihood") or {}).get(part, {}).get("bits_per_position", [])
+        if self.layout and len(bits) == self.layout.sequence_length:
+            return [b for b, position in zip(bits, self.layout.positions, strict=True) if not position.is_separator]
+        return bits
+
+    def usage(self, what: str) -> list[float]:
+        """``used_per_position`` or ``perplexity_per_position`` of held-out images, over all local positions."""
+        segments = (self.results.get("reconstruction") or {}).get("usage", {}).get("segments", {})
+        return [value for segment in segments.values() for value in segment[what]]
+
+    def curve(self, stage: str, term: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one logged term."""
+        points = [(m["step"], m[term]) for m in self.metrics if m.get("stage") == stage and term in m]
+        return [step for step, _ in points], [value for _, value in points]
+
+
+def read_records(runs: Sequence[RunDirectory]) -> list[Record]:
+    """Read every run; runs of the same name are told apart by their directories."""
+    if not runs:
+        raise UsageError("report: no runs were given; name at least one run directory")
+    records = [_read(run) for run in runs]
+    names = [record.name for record in records]
+    if len(set(names)) == len(names):
+        return records
+    return [Record(**{**vars(record), "name": f"{record.name} ({record.root})"}) for record in records]
+
+
+def _read(run: RunDirectory) -> Record:
+    if not run.root.is_dir():
+        raise UsageError(f"{run.root}: no such run directory; give the path of a run")
+    config = _read_json(run.config, dict)
+    classes = _read_json(run.root / "classes.json", list)
+    models = {"tokenizer": run.tokenizer_model, "prior": run.prior_model}
+    return Record(
+        name=str(config.get("name") or run.root.resolve().name),
+        root=run.root,
+        config=config,
+        results=_read_json(run.results, dict),
+        metrics=tuple(_read_lines(run.metrics)),
+        classes=tuple(map(str, classes)),
+        layout=_layout(config, run.config),
+        weights={name: _count_weights(path) for name, path in models.items() if path.exists()},
+    )
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """A file's content, or an empty ``kind`` if there is no such file."""
+    if not path.exists():
+        return kind()
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise OvertureError(f"{path}: cannot be read as JSON ({error}); repair or delete it") from error
+    if not isinstance(data, kind):
+        raise OvertureError(f"{path}: holds a {type(data).__name__}, expected a {kind.__name__}; repair or delete it")
+    return data
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every complete line; a last one cut off by a crash is dropped."""
+    records: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _layout(config: dict[str, Any], path: Path) -> Layout | None:
+    """The layout that ``TokenizerConfig.layout`` would give, from plain values: its module needs torch."""
+    tokenizer = config.get("tokenizer")
+    if not tokenizer:
+        return None
+    try:
+        patches = (tokenizer["image_size"] // tokenizer["patch_size"]) ** 2
+        return Layout(
+            tuple(
+                Segment(s["name"], _schedule(s["codebook"], s["tokens"] or patches).sizes, s["separator"])
+                for s in tokenizer["segments"]
+            )
+        )
+    except (KeyError, TypeError) as error:
+        raise OvertureError(f"{path}: its tokenizer is not one of this version ({error!r}); repair or delete it") from error
+
+
+def _schedule(book: dict[str, Any], positions: int) -> Schedule:
+    if book["schedule"] == "explicit":
+        return Schedule.explicit(book["explicit"])
+    return Schedule.from_name(book["schedule"], positions, book["k_min"], book["k_max"], book["exponent"])
+
+
+def _count_weights(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys() if name.startswith("raw.")]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise OvertureError(f"{path}: not a readable safetensors file ({error}); train it again") from error
+    return sum(math.prod(shape) for shape in shapes)

@@ -1,0 +1,353 @@
+"""The table of numbers, and the marks beside those that may not be compared as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from overture.evaluation.protocol import Protocol, differences
+from overture.report import words
+from overture.report.records import Record
+
+__all__ = ["Cell", "Footnotes", "Group", "Row", "metric_groups", "protocol_sentences", "samples"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as it is printed, or nothing if it is not measured."""
+
+    value: str | None
+    detail: str = ""
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity for every run."""
+
+    label: str
+    unit: str
+    cells: tuple[Cell, ...]
+    better: str = ""
+    """``lower``, ``higher`` or nothing."""
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that belong together."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+class Footnotes:
+    """Marks a, b, c, ... in the order of their first use; the same text gets the same mark."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, note: str) -> str:
+        """The mark of this note."""
+        if note not in self.texts:
+            self.texts.append(note)
+        return _letter(self.texts.index(note))
+
+    @property
+    def items(self) -> list[tuple[str, str]]:
+        """Every mark with its note."""
+        return [(_letter(place), note) for place, note in enumerate(self.texts)]
+
+
+def _letter(place: int) -> str:
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("a") + place % 26)
+
+
+def samples(record: Record, guided: bool) -> dict[str, Any] | None:
+    """The distance of generated images without guidance, or the one with the run's guidance."""
+    wanted = [
+        measurement
+        for measurement in record.results.get("generation") or []
+        if (measurement["protocol"].get("guidance") not in (None, "none")) == guided
+    ]
+    return wanted[0] if wanted else None
+
+
+def metric_groups(records: Sequence[Record], notes: Footnotes) -> list[Group]:
+    """Every number of every run."""
+    return [
+        Group("Generated images", _generation_rows(records, notes)),
+        Group("Reconstruction of held-out images", _reconstruction_rows(records, notes)),
+        Group("Entropy of the tokens", _entropy_rows(records, notes)),
+        Group("Prior: cross-entropy given the class", _likelihood_rows(records, notes)),
+        Group("Size and training", _cost_rows(records)),
+    ]
+
+
+# -- one measurement for every run ----------------------------------------------------------------------------------
+
+
+def _measured_cells(
+    records: Sequence[Record],
+    notes: Footnotes,
+    find: Callable[[Record], dict[str, Any] | None],
+    also: Callable[[Record], list[str]] = lambda record: [],
+) -> tuple[Cell, ...]:
+    """Distances with their marks: notes of the measurement, and protocols that differ from the first run's."""
+    found = [find(record) for record in records]
+    protocols = [words.read_protocol(measurement) if measurement else None for measurement in found]
+    cells = []
+    for record, measurement, protocol, marks in zip(
+        records, found, protocols, _protocol_marks(records, protocols, notes), strict=True
+    ):
+        if measurement is None or protocol is None:
+            cells.append(Cell(None))
+            continue
+        marks = (*marks, *(notes.mark(note) for note in [*measurement.get("notes", []), *also(record)]))
+        value = measurement["value"]
+        detail = f"{words.count(protocol.images)} images" if protocol.images is not None else ""
+        cells.append(Cell("no finite value" if value is None else words.distance(value), detail, marks))
+    return tuple(cells)
+
+
+def _protocol_marks(
+    records: Sequence[Record], protocols: Sequence[Protocol | None], notes: Footnotes
+) -> list[tuple[str, ...]]:
+    """A mark for every run whose protocol differs from that of the first run that has one."""
+    first = next((place for place, protocol in enumerate(protocols) if protocol), None)
+    marks: list[tuple[str, ...]] = []
+    for protocol in protocols:
+        base = None if first is None else protocols[first]
+        different = differences(base, protocol) if base and protocol else []
+        if first is None or not different:
+            marks.append(())
+            continue
+        said = words.joined([_said(name, base, protocol) for name in different])
+        marks.append((notes.mark(f"Not measured as in {records[first].name}: {said}."),))
+    return marks
+
+
+def _said(name: str, base: Protocol | None, protocol: Protocol | None) -> str:
+    values = [getattr(p, name) for p in (protocol, base)]
+    if name.endswith("_hash"):
+        values = [words.short(value) for value in values]
+    return f"{words.FIELDS.get(name, name)} ({values[0]} here, {values[1]} there)"
+
+
+def _plain_cells(values: Sequence[str | None], details: Sequence[str] | None = None) -> tuple[Cell, ...]:
+    details = details or [""] * len(values)
+    return tuple(Cell(value, detail if value else "") for value, detail in zip(values, details, strict=True))
+
+
+# -- the groups -----------------------------------------------------------------------------------------------------
+
+
+def _generation_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
+    names = {m["name"] for r in records for m in r.results.get("generation") or []}
+    name = names.pop() if len(names) == 1 else "Fréchet distance"
+
+    def fewer(record: Record) -> list[str]:
+        real, generated = _floor(record), samples(record, guided=False)
+        if not real or not generated:
+            return []
+        counts = [words.read_protocol(measurement).images for measurement in (real, generated)]
+        if counts[0] == counts[1] or None in counts:
+            return []
+        return [
+            "Measured with another number of images than the samples; a Fréchet distance grows when there are fewer "
+            "images, so this floor is not exactly that of the samples."
+        ]
+
+    settings = {words.read_protocol(m).guidance for r in records if (m := samples(r, guided=True))}
+    guided = f"samples, guidance {settings.pop()}" if len(settings) == 1 else "samples, with guidance"
+    return (
+        Row(f"{name}, samples without guidance", "", _measured_cells(records, notes, lambda r: samples(r, False)), "lower"),
+        Row(f"{name}, {guided}", "", _measured_cells(records, notes, lambda r: samples(r, True)), "lower"),
+        Row(
+            "the same, real held-out images", "", _measured_cells(records, notes, _floor, fewer),
+            meaning="the floor: what images score that were never generated",
+        ),
+    )  # fmt: skip
+
+
+def _floor(record: Record) -> dict[str, Any] | None:
+    return (record.results.get("reconstruction") or {}).get("held_out_images_distance")
+
+
+def _reconstruction_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
+    parts = [r.results.get("reconstruction") or {} for r in records]
+    names = {part["distance"]["name"] for part in parts if part}
+    name = names.pop() if len(names) == 1 else "Fréchet distance"
+    quality = [part.get("quality") for part in parts]
+    protocols = [words.read_protocol(part["distance"]) if part else None for part in parts]
+    # PSNR and SSIM need no feature network and no reference statistics.
+    pixels = [
+        Protocol(images=p.images, image_size=p.image_size, crop=p.crop, resize=p.resize, dtype=p.dtype, weights=p.weights)
+        if p
+        else None
+        for p in protocols
+    ]
+    marks = _protocol_marks(records, pixels, notes)
+
+    def cells(key: str, digits: int) -> tuple[Cell, ...]:
+        out = []
+        for q, mark in zip(quality, marks, strict=True):
+            if q is None:
+                out.append(Cell(None))
+            elif q[key] is None:
+                out.append(Cell("infinite", marks=(*mark, notes.mark(q.get("note", "some images are exact")))))
+            else:
+                out.append(Cell(f"{q[key]:.{digits}f}", marks=mark))
+        return tuple(out)
+
+    return (
+        Row(
+            f"{name}, reconstructions", "",
+            _measured_cells(records, notes, lambda r: (r.results.get("reconstruction") or {}).get("distance")), "lower",
+            "against the very images they come from",
+        ),
+        Row("PSNR", "dB", cells("psnr", 2), "higher", "mean over images"),
+        Row("SSIM", "", cells("ssim", 4), "higher", "1 is identical"),
+    )  # fmt: skip
+
+
+def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
+    entropies = [r.entropy or None for r in records]
+    protocols = [Protocol(images=e["rows"]) if e else None for e in entropies]
+    marks = _protocol_marks(records, protocols, notes)
+
+    def cells(make: Callable[[dict[str, Any]], tuple[str, str]]) -> tuple[Cell, ...]:
+        return tuple(Cell(*make(e), mark) if e else Cell(None) for e, mark in zip(entropies, marks, strict=True))
+
+    def predicted(e: dict[str, Any]) -> tuple[str, str]:
+        t = e["predicted_cliff"]
+        return ("none", "too few bits") if t is None else (f"t* = {t}", "")
+
+    return (
+        Row("Tokens per image", "", _plain_cells([str(len(r.sizes)) if r.sizes else None for r in records])),
+        Row("Codebook size at a position", "entries", _plain_cells([_size_range(r.sizes) for r in records])),
+        Row(
+            "Room in the tokens", "bits per image",
+            _plain_cells([None if r.total_bits is None else words.bits(r.total_bits) for r in records]),
+            meaning="the sum of log2 K over the positions",
+        ),
+        Row(
+            "To name a training image", "bits", cells(lambda e: (f"{e['log2_n']:.2f}", f"N = {words.count(e['rows'])}")),
+            meaning="log2 N",
+        ),
+        Row("Predicted cliff", "tokens", cells(predicted), meaning="first tokens with room for log2 N bits"),
+        Row(
+            "Measured cliff", "tokens", cells(lambda e: (str(e["cliff"]), f"of {e['positions']}")),
+            meaning="first tokens that hold 99 % of the entropy of all",
+        ),
+        Row(
+            "Training images with tokens of their own", "", cells(lambda e: (words.percent(e["unique_share"][-1]), "")),
+            meaning="no other training image has the same tokens",
+        ),
+        Row(
+            "Codebook used, mean over positions", "", _plain_cells(*_usage(records)), "higher",
+            "share of K at a position that held-out images use",
+        ),
+    )  # fmt: skip
+
+
+def _size_range(sizes: Sequence[int]) -> str | None:
+    if not sizes:
+        return None
+    low, high = min(sizes), max(sizes)
+    return words.count(low) if low == high else f"{words.count(low)} to {words.count(high)}"
+
+
+def _usage(records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
+    values: list[str | None] = []
+    details = []
+    for record in records:
+        used = record.usage("used_per_position")
+        values.append(words.percent(sum(used) / len(used)) if used else None)
+        lowest = min(range(len(used)), key=used.__getitem__) if used else 0
+        details.append(f"lowest {words.percent(used[lowest])}, token {lowest + 1}" if used else "")
+    return values, details
+
+
+def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
+    parts = [r.results.get("likelihood") or None for r in records]
+
+    def marks(split: str) -> list[tuple[str, ...]]:
+        about = [
+            Protocol(images=p[f"{split}_allowed"]["images"], crop=p.get("crop"), weights=p.get("weights")) if p else None
+            for p in parts
+        ]
+        return _protocol_marks(records, about, notes)
+
+    def cells(split: str, loss: str) -> tuple[Cell, ...]:
+        return tuple(
+            Cell(
+                words.bits(p[f"{split}_{loss}"]["bits_per_image"]),
+                f"{words.count(p[f'{split}_{loss}']['images'])} images",
+                mark,
+            )
+            if p
+            else Cell(None)
+            for p, mark in zip(parts, marks(split), strict=True)
+        )
+
+    def gap(p: dict[str, Any] | None, loss: str) -> str | None:
+        if p is None:
+            return None
+        value = p[f"held_out_{loss}"]["bits_per_image"] - p[f"train_{loss}"]["bits_per_image"]
+        return f"{value:+.1f}".replace("-", "−")
+
+    rows = []
+    for loss, where in (("allowed", "over the codes a position may use"), ("vocabulary", "over the whole vocabulary")):
+        rows += [
+            Row("Training images", "bits per image", cells("train", loss), meaning=where),
+            Row("Held-out images", "bits per image", cells("held_out", loss), "lower", where),
+            Row(
+                "Gap, held-out − training", "bits per image", _plain_cells([gap(p, loss) for p in parts]),
+                meaning="what the prior knows of the training images only",
+            ),
+        ]  # fmt: skip
+    return tuple(rows)
+
+
+def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
+    rows = []
+    for model in ("tokenizer", "prior"):
+        steps, done = [], []
+        for record in records:
+            planned = record.config.get(f"{model}_training", {}).get("steps")
+            reached = max((m["step"] for m in record.metrics if m.get("stage") == model), default=None)
+            steps.append(None if reached is None else words.count(reached))
+            done.append(f"of {words.count(planned)}" if planned and reached != planned else "")
+        rows.append(Row(f"Training steps, {model}", "", _plain_cells(steps, done)))
+    for model in ("tokenizer", "prior"):
+        if any(model in record.weights for record in records):
+            values = [f"{record.weights[model] / 1e6:.2f}" if model in record.weights else None for record in records]
+            rows.append(Row(f"Weights, {model}", "million", _plain_cells(values), meaning="buffers included"))
+        seconds = [(record.results.get("seconds") or {}).get(model) for record in records]
+        if any(value is not None for value in seconds):
+            times = [None if value is None else words.duration(value) for value in seconds]
+            rows.append(Row(f"Training time, {model}", "", _plain_cells(times)))
+    return tuple(rows)
+
+
+# -- protocols in words ---------------------------------------------------------------------------------------------
+
+
+def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(what, how) for every kind of measurement; once if all runs agree, else once for each run."""
+    kinds: list[tuple[str, Callable[[Record], dict[str, Any] | None]]] = [
+        ("Samples without guidance", lambda r: samples(r, guided=False)),
+        ("Samples with guidance", lambda r: samples(r, guided=True)),
+        ("Real held-out images", _floor),
+        ("Reconstructions", lambda r: (r.results.get("reconstruction") or {}).get("distance")),
+    ]
+    sentences = []
+    for what, find in kinds:
+        found = [(r.name, words.in_words(words.read_protocol(m))) for r in records if (m := find(r))]
+        if len({how for _, how in found}) == 1:
+            sentences.append((what, found[0][1]))
+        else:
+            sentences += [(f"{what} ({name})", how) for name, how in found]
+    return sentences

@@ -1,0 +1,99 @@
+"""Numbers and protocols as words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from overture.evaluation.protocol import Protocol
+
+__all__ = ["FIELDS", "bits", "count", "distance", "duration", "in_words", "joined", "percent", "read_protocol", "short"]
+
+FIELDS = {
+    "network": "feature network",
+    "network_hash": "weights of the feature network",
+    "preparation": "preparation of the images",
+    "reference": "reference",
+    "reference_hash": "content of the reference",
+    "reference_images": "number of reference images",
+    "images": "number of images",
+    "image_size": "image size",
+    "crop": "crop",
+    "resize": "resize",
+    "classes": "class balance",
+    "dtype": "number type",
+    "guidance": "guidance",
+    "temperature": "temperature",
+    "weights": "weights",
+}
+"""Plain names for what two protocols may differ in."""
+
+
+def distance(value: float) -> str:
+    """Three significant digits: 5.30, 0.0412, 1,234."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def bits(value: float) -> str:
+    """Bits with one decimal; small ones with two significant digits."""
+    return f"{value:,.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+
+
+def count(value: float) -> str:
+    """A whole number with separators."""
+    return f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share of 1, in percent; never 100 % when something is missing."""
+    text = f"{100 * share:.1f}"
+    return f"{'100' if share == 1 else min(text, '99.9') if text == '100.0' else text} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads well."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def joined(items: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
+
+def short(digest: str | None) -> str:
+    """The beginning of a hash."""
+    return digest[:12] if digest else "unknown"
+
+
+def read_protocol(measurement: dict[str, Any]) -> Protocol:
+    """The protocol that was written beside a number; fields that this version does not know are left out."""
+    known = {field.name for field in dataclasses.fields(Protocol)}
+    return Protocol(**{k: v for k, v in measurement.get("protocol", {}).items() if k in known})
+
+
+def in_words(protocol: Protocol) -> str:
+    """How a number was made, as one sentence; what the protocol leaves open is left out."""
+    p = protocol
+    parts = []
+    if p.images is not None:
+        against = f", measured against {p.reference}" if p.reference else ""
+        if p.reference_images is not None:
+            against += f" ({count(p.reference_images)} images, sha256 {short(p.reference_hash)})"
+        parts.append(f"{count(p.images)} images{against}")
+    if p.network:
+        prepared = f", images prepared: {p.preparation}" if p.preparation else ""
+        parts.append(f"feature network {p.network} (weights sha256 {short(p.network_hash)}){prepared}")
+    if p.image_size:
+        parts.append(f"{p.image_size} px")
+    parts += [f"{name}: {value}" for name, value in (("crop", p.crop), ("resize", p.resize)) if value]
+    if p.classes:
+        parts.append(f"classes: {p.classes}")
+    if p.guidance:
+        parts.append(f"guidance: {p.guidance}")
+    parts += [f"temperature {p.temperature}"] if p.temperature else []
+    parts += [f"weights: {p.weights}"] if p.weights else []
+    parts += [f"number type {p.dtype}"] if p.dtype else []
+    return "; ".join(parts) + "."
