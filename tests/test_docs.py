@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-BLOCK = re.compile(r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```", re.M | re.S)
+BLOCK = re.compile(
+    r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```", re.M | re.S
+)
 SLOW = ("pip install",)
 """Lines that the continuous integration runs by itself: the installation, and the tests."""
 

@@ -110,8 +110,14 @@ def token_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenFile, To
     data = config.data.build()
     files = [
         write_tokens(
-            tokenizer, "hash", subset(source, range(30)), config.data, config.tokens, root / f"{name}.tokens",
-            num_classes=10, world=World(), progress=SilentProgress(), label="tokens",
+            tokenizer,
+            "hash",
+            subset(source, range(30)),
+            config.data,
+            config.tokens,
+            root / f"{name}.tokens",
+            world=World(),
+            progress=SilentProgress(),
         )  # fmt: skip
         for name, source in (("train", data.train), ("held_out", data.held_out))
     ]

@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     device = choose_device(options.device)
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
-    data = DataConfig(
-        source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels
-    )
+    data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
     source = open_source(options.data)
     count = min(options.images or len(source), len(source))
 
@@ -60,7 +58,9 @@ def run(options: argparse.Namespace) -> int:
                 return
 
     if options.network:
-        result = reconstruction_report(tokenizer, images(), load_network(options.network, device), device=device).to_dict()
+        result = reconstruction_report(
+            tokenizer, images(), load_network(options.network, device), device=device
+        ).to_dict()
     else:
         meter, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
         with torch.inference_mode(), tqdm(total=count, unit="image", desc="reconstructing", file=sys.stderr) as bar:

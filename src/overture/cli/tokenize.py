@@ -40,13 +40,11 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.path, options.weights, device=world.device)
     digest = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")["weights_hash"]
     source = open_source(options.data)
-    data = DataConfig(
-        source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels
-    )
+    data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
     with stoppable():
         file = write_tokens(
             tokenizer, digest, source, data, TokensConfig(options.crops, options.batch_size), options.out,
-            num_classes=len(source.classes), world=world, progress=TerminalProgress(), label="tokens",
+            world=world, progress=TerminalProgress(),
         )  # fmt: skip
     if options.json:
         about = {"rows": file.rows, "crops": file.crops, "positions": file.layout.length, "layout": str(file.layout)}

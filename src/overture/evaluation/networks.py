@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import OvertureError, UsageError, missing_package, nearest
-from overture.evaluation.pixels import to_float
+from overture.data.transforms import to_float
 from overture.nn.classifier import load_classifier, tensors_hash
 
 __all__ = [

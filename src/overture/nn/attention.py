@@ -16,7 +16,7 @@ __all__ = ["Attention", "KVCache"]
 
 
 class KVCache:
-    """Keys and values of every layer, allocated once: ``[N, 2, B, H, M, E]``."""
+    """Keys and values of every layer, allocated once: ``[N, 2, B, M, H, E]``."""
 
     def __init__(
         self,
@@ -29,7 +29,10 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.data = torch.zeros(layers, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
+        self.data = torch.empty(layers, 2, batch, length, heads, head_dim, dtype=dtype, device=device)
+        rows = torch.arange(batch * length * heads, device=device).view(batch, length, heads)
+        self.rows_BHM = rows.transpose(1, 2).contiguous()
+        """Where the value of (batch, head, position) lies among all values of a layer."""
 
     def attend(
         self, layer: int, rows: slice, start: int, query_BLHE: Tensor, key_BLHE: Tensor, value_BLHE: Tensor
@@ -39,14 +42,36 @@ class KVCache:
         ``rows`` are the batch rows of the cache that the arguments belong to.
         """
         end = start + key_BLHE.shape[1]
-        key, value = self.data[layer, :, rows, :, :end]
-        key[:, :, start:] = key_BLHE.transpose(1, 2)
-        value[:, :, start:] = value_BLHE.transpose(1, 2)
-        query = query_BLHE.transpose(1, 2).to(key.dtype)
+        key, value = self.data[layer, :, rows]
+        key[:, start:end] = key_BLHE
+        value[:, start:end] = value_BLHE
+        query = query_BLHE.to(key.dtype)
+        if end - start == 1 and query.device.type == "cpu":
+            return _attend_one(query, key[:, :end], value, self.rows_BHM[: len(query), :, :end])
         mask = None
         if end - start > 1:  # a single new position sees everything
             mask = torch.ones(end - start, end, dtype=torch.bool, device=key.device).tril(start)
+        query, key, value = (part.transpose(1, 2) for part in (query, key[:, :end], value[:, :end]))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def _attend_one(query_B1HE: Tensor, key_BLHE: Tensor, value_BMHE: Tensor, rows_BHL: Tensor) -> Tensor:
+    """Attention of one query over the first L positions, for a CPU.
+
+    Its matrix products have one row each, for which BLAS is slow (and very slow in bfloat16). Plain products and sums,
+    and the weighted sum of table rows that ``embedding_bag`` is, read keys and values about once.
+    """
+    batch, heads, length = rows_BHL.shape
+    head_dim = query_B1HE.shape[-1]
+    score_BLH = ((query_B1HE * head_dim**-0.5) * key_BLHE).sum(dim=-1)
+    weight_BHL = score_BLH.transpose(1, 2).softmax(dim=-1)
+    mixed = F.embedding_bag(
+        rows_BHL.reshape(batch * heads, length),
+        value_BMHE.view(-1, head_dim),
+        per_sample_weights=weight_BHL.reshape(batch * heads, length),
+        mode="sum",
+    )
+    return mixed.view(batch, 1, heads, head_dim)
 
 
 class Attention(nn.Module):

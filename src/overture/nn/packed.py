@@ -1,13 +1,12 @@
-"""A causal transformer rewritten for sampling: constants folded into the weights, weights laid out for few rows.
+"""A causal transformer in the form it is sampled in: constants computed once, matrices laid out for few rows.
 
-While sampling, weights are constant and a step has few rows, so a step costs what it takes to read the weights. Three
-rewrites, none of which changes the function:
+While sampling, weights are constant and a step has few rows, so a step costs what it takes to read the weights. On a
+CPU, matrices are therefore stored in oneDNN's blocked order: for a few rows that is two to three times as fast as
+``F.linear``. Elsewhere they stay as they are, and the product is ``F.linear``. Query, key and value are one matrix;
+norm scales and gates, functions of the constant condition, are vectors.
 
-* a norm's scale multiplies the input channels of the matrix that follows, a gate the output channels of the matrix
-  before it: both are multiplied into the matrices, once;
-* query, key and value come from one matrix, and queries and keys are normalised and turned together;
-* on a CPU, matrices are stored in oneDNN's blocked order. For a few rows this is two to three times as fast as
-  ``F.linear``, which reorders nothing. Elsewhere it is ``F.linear``.
+A packed form is a snapshot: make one for every generation. Packing takes about as long as three steps; remembering it
+would double the memory of an idle model and go stale without a trace when weights are written through ``.data``.
 
 Shapes: N batch rows, L new positions, D channels, H heads, E channels of a head, O outputs.
 """
@@ -19,17 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overture.nn.attention import KVCache
+from overture.nn.norm import rms_normalize
 from overture.nn.rope import Rotary
 from overture.nn.transformer import Block, BlockScales, OutputHead, Transformer
 
-__all__ = ["PackedHead", "PackedLinear", "PackedTransformer"]
+__all__ = ["PackedHead", "PackedLinear", "PackedTransformer", "can_pack"]
 
 _TILE = 1024
 """Rows of an output matrix that are packed together: what a position with fewer ids computes in vain, at most."""
 
 
 class PackedLinear:
-    """A constant linear map ``[..., D] -> [..., O]`` in type ``dtype``; a copy, which later training does not change."""
+    """A constant linear map ``[..., D] -> [..., O]`` in type ``dtype``."""
 
     def __init__(self, weight_OD: Tensor, bias_O: Tensor | None = None, *, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -58,10 +58,10 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class PackedTransformer:
-    """A causal transformer that takes new positions and remembers the earlier ones in a cache.
+    """A causal transformer that takes new positions and finds the earlier ones in a cache.
 
     ``dtype`` is the type of matrices and their inputs; norms, rotary and the residual stream are float32, as they are
-    under autocast in training.
+    under autocast in training. There is no dropout, whatever the mode of the module.
     """
 
     def __init__(self, transformer: Transformer, rotary: Rotary, dtype: torch.dtype) -> None:
@@ -70,59 +70,43 @@ class PackedTransformer:
             PackedBlock(block, scale, dtype)  # type: ignore[arg-type]
             for block, scale in zip(transformer.blocks, scales, strict=True)
         ]
-        self.turns = torch.complex(rotary.cos, rotary.sin)
+        self.turns = torch.complex(rotary.cos, rotary.sin)[:, None, None]
 
     def __call__(self, x_NLD: Tensor, cache: KVCache, rows: slice, start: int) -> Tensor:
         """Float32 ``[N, L, D] -> [N, L, D]`` for positions ``start`` to ``start + L`` of the cache's batch ``rows``."""
-        turns = self.turns[start : start + x_NLD.shape[1], None, None]
+        turns = self.turns[start : start + x_NLD.shape[1]]
         for layer, block in enumerate(self.blocks):
-            x_NLD = x_NLD + block.attend(x_NLD, turns, cache, layer, rows, start)
-            x_NLD = x_NLD + block.feed_forward(x_NLD)
+            x_NLD = block.attend(x_NLD, turns, cache, layer, rows, start)
+            x_NLD = block.feed_forward(x_NLD)
         return x_NLD
 
 
 class PackedBlock:
-    """One block; its two branches include the norm before and the gate after."""
+    """One block of a :class:`PackedTransformer`."""
 
     def __init__(self, block: Block, scales: BlockScales, dtype: torch.dtype) -> None:
         attention, feed_forward = block.attention, block.feed_forward
-        self.heads = attention.heads
-
-        def after_norm(weight_OD: Tensor, scale_D: Tensor) -> Tensor:
-            return weight_OD.float() * ((1 + scale_D) * weight_OD.shape[1] ** 0.5)
-
-        def gated(tensor: Tensor, gate_O: Tensor) -> Tensor:
-            return tensor.float() * gate_O.view(-1, *[1] * (tensor.ndim - 1))
-
+        self.scales, self.heads = scales, attention.heads
         query_key_value = torch.cat([attention.query.weight, attention.key_value.weight])
-        self.query_key_value = PackedLinear(after_norm(query_key_value, scales.attention_norm), dtype=dtype)
-        head_scales = torch.stack([attention.query_norm.weight, attention.key_norm.weight]).float()
-        self.query_key_scale_2HE = ((1 + head_scales) * head_scales.shape[1] ** 0.5)[:, None]
-        self.attention_output = PackedLinear(
-            gated(attention.output.weight, scales.attention_gate),
-            None if attention.output.bias is None else gated(attention.output.bias, scales.attention_gate),
-            dtype=dtype,
-        )
-        self.hidden = PackedLinear(
-            after_norm(feed_forward.input.weight, scales.feed_forward_norm), feed_forward.input.bias, dtype=dtype
-        )
-        self.feed_forward_output = PackedLinear(
-            gated(feed_forward.output.weight, scales.feed_forward_gate),
-            None if feed_forward.output.bias is None else gated(feed_forward.output.bias, scales.feed_forward_gate),
-            dtype=dtype,
-        )
+        self.query_key_value = PackedLinear(query_key_value, dtype=dtype)
+        self.query_key_norm = torch.stack([attention.query_norm.weight, attention.key_norm.weight])[:, None]
+        self.mix = PackedLinear(attention.output.weight, attention.output.bias, dtype=dtype)
+        self.widen = PackedLinear(feed_forward.input.weight, feed_forward.input.bias, dtype=dtype)
+        self.narrow = PackedLinear(feed_forward.output.weight, feed_forward.output.bias, dtype=dtype)
 
     def attend(self, x_NLD: Tensor, turns: Tensor, cache: KVCache, layer: int, rows: slice, start: int) -> Tensor:
-        x_NL3HE = self.query_key_value(F.normalize(x_NLD, dim=-1)).float().unflatten(-1, (3, self.heads, -1))
-        query_key = F.normalize(x_NL3HE[:, :, :2], dim=-1) * self.query_key_scale_2HE
+        y_NLD = rms_normalize(x_NLD, self.scales.attention_norm)
+        y_NL3HE = self.query_key_value(y_NLD).unflatten(-1, (3, self.heads, -1))
+        query_key = rms_normalize(y_NL3HE[:, :, :2].float(), self.query_key_norm)
         pairs = torch.view_as_complex(query_key.unflatten(-1, (-1, 2)))
         query, key = torch.view_as_real(pairs * turns).flatten(-2).unbind(2)
-        mixed_NLHE = cache.attend(layer, rows, start, query, key, x_NL3HE[:, :, 2])
-        return self.attention_output(mixed_NLHE.flatten(2))
+        mixed_NLHE = cache.attend(layer, rows, start, query, key, y_NL3HE[:, :, 2])
+        return torch.addcmul(x_NLD, self.scales.attention_gate, self.mix(mixed_NLHE.flatten(2)).float())
 
     def feed_forward(self, x_NLD: Tensor) -> Tensor:
-        value, gate = self.hidden(F.normalize(x_NLD, dim=-1)).chunk(2, dim=-1)
-        return self.feed_forward_output(value * F.gelu(gate, approximate="tanh"))
+        value, gate = self.widen(rms_normalize(x_NLD, self.scales.feed_forward_norm)).chunk(2, dim=-1)
+        branch = self.narrow(value * F.gelu(gate, approximate="tanh"))
+        return torch.addcmul(x_NLD, self.scales.feed_forward_gate, branch.float())
 
 
 class PackedHead:
@@ -132,18 +116,19 @@ class PackedHead:
     """
 
     def __init__(self, head: OutputHead, condition: Tensor) -> None:
-        weight_OD = head.projection.weight.detach().float()
-        self.weight = weight_OD * ((1 + head.norm(condition)) * weight_OD.shape[1] ** 0.5)
+        self.scale_D = head.norm(condition)
+        self.weight = head.projection.weight.detach().float()
         self.bias = None if head.projection.bias is None else head.projection.bias.detach().float()
         self.tiles: list[PackedLinear] = []
         if can_pack(self.weight):
-            biases = [None] * len(self.weight) if self.bias is None else self.bias.split(_TILE)
-            tiles = zip(self.weight.split(_TILE), biases, strict=False)
-            self.tiles = [PackedLinear(weight, bias, dtype=torch.float32) for weight, bias in tiles]
+            for start in range(0, len(self.weight), _TILE):
+                tile = slice(start, start + _TILE)
+                bias = None if self.bias is None else self.bias[tile]
+                self.tiles.append(PackedLinear(self.weight[tile], bias, dtype=torch.float32))
 
     def __call__(self, x_ND: Tensor, outputs: slice) -> Tensor:
         """``[N, D] -> [N, outputs]`` for a slice with both ends given."""
-        x_ND = F.normalize(x_ND.float(), dim=-1)
+        x_ND = rms_normalize(x_ND.float(), self.scale_D)
         if not self.tiles:
             return F.linear(x_ND, self.weight[outputs], None if self.bias is None else self.bias[outputs])
         first, last = outputs.start // _TILE, (outputs.stop - 1) // _TILE

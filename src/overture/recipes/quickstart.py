@@ -44,7 +44,9 @@ def one_dimensional(name: str, codebook: CodebookConfig) -> RunConfig:
     )
     return RunConfig(
         name=name,
-        data=DataConfig(source="embedded:fashion-mnist", held_out_share=0.1, image_size=28, channels=1, mirror=False),
+        data=DataConfig(
+            source="embedded:fashion-mnist", held_out_share=0.1, image_size=28, channels=1, crop="center", mirror=False
+        ),
         judge=DomainNetworkConfig(ClassifierConfig(width=32), ClassifierTrainingConfig(), seed=0),
         perceptual_network=DomainNetworkConfig(ClassifierConfig(width=16), ClassifierTrainingConfig(steps=500), seed=1),
         tokenizer=TokenizerConfig(
@@ -54,9 +56,7 @@ def one_dimensional(name: str, codebook: CodebookConfig) -> RunConfig:
             num_classes=10,
             encoder=transformer,
             decoder=transformer,
-            segments=(
-                SegmentConfig("visual", "queries", 16, codebook, VectorConfig(z_dim=12, revive_after=200)),
-            ),
+            segments=(SegmentConfig("visual", "queries", 16, codebook, VectorConfig(z_dim=12, revive_after=200)),),
         ),
         tokenizer_training=TokenizerTrainingConfig(
             steps=2200,
@@ -71,7 +71,7 @@ def one_dimensional(name: str, codebook: CodebookConfig) -> RunConfig:
             log_every=25,
             checkpoint_minutes=0.5,
         ),
-        tokens=TokensConfig(crops="ten"),
+        tokens=TokensConfig(crops="center"),
         prior=PriorConfig(dim=96, depth=3, heads=4, condition_dim=16, num_classes=10, dropout=0.1),
         prior_training=PriorTrainingConfig(
             steps=1500,

@@ -202,7 +202,7 @@ def curves_figure(records: Sequence[Record], stage: str, terms: dict[str, str], 
     for (place, term), curve in found.items():
         steps, values = _averaged(*curve)
         markers = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5} if len(steps) <= 30 else {}
-        axes.plot(steps, values, color=_colour(place), linestyle=styles[term], linewidth=1.4, **markers)
+        axes.plot(steps, values, color=_colour(place), linestyle=styles[term], linewidth=1.6, **markers)
         shown[term] = terms[term]
     smallest, largest = (limit(min(c[1]) if limit is min else max(c[1]) for c in found.values()) for limit in (min, max))
     if smallest > 0 and largest > 10 * smallest:
@@ -212,7 +212,7 @@ def curves_figure(records: Sequence[Record], stage: str, terms: dict[str, str], 
     _dress(axes, "step", label)
     if axes.get_yscale() == "log":
         _plain_numbers(axes)
-    if len(terms) > 1:
+    if len(shown) > 1:
         handles = [_handle(styles[term], name) for term, name in shown.items()]
         axes.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="best")
     return _svg(figure, label)

@@ -30,49 +30,51 @@ def missing_parts(records: Sequence[Record]) -> list[str]:
     return missing
 
 
-def summary(records: Sequence[Record]) -> list[str]:
-    """Sentences in order; those whose numbers are missing are left out."""
+def summary(records: Sequence[Record]) -> list[list[str]]:
+    """Two paragraphs of sentences; those whose numbers are missing are left out."""
     return [
-        *_subject(records),
-        *(_cliff(r) for r in records if r.entropy),
-        *_samples(records),
-        *_reconstruction(records),
-        *_prior(records),
-        *_seeds(records),
+        [*_subject(records), *_cliff(records), *_samples(records)],
+        [*_reconstruction(records), *_prior(records), *_seeds(records)],
     ]
 
 
 def _subject(records: Sequence[Record]) -> list[str]:
     names = words.joined([r.name for r in records])
-    counts = {r.training_images for r in records if r.training_images}
-    if len(counts) != 1:
-        return [f"This page compares {names}." if len(records) > 1 else f"This page describes {names}."]
-    images = counts.pop()
-    bits = next(r.entropy["log2_n"] for r in records if r.entropy)
-    verb = "are compared on" if len(records) > 1 else "was trained on"
-    if not all(r.entropy for r in records):
-        return [f"{names} {verb} {words.count(images)} training images, as far as measured: naming one of them takes {bits:.2f} bits."]
-    return [f"{names} {verb} {words.count(images)} images; naming one of them takes {bits:.2f} bits."]
+    compared = len(records) > 1
+    sizes = {(r.training_images, r.entropy["log2_n"]) for r in records if r.entropy}
+    if len(sizes) != 1:
+        return [f"This page {'compares' if compared else 'describes'} {names}."]
+    images, bits = sizes.pop()
+    verb = "are compared" if compared else "was trained"
+    where = "" if all(r.entropy for r in records) else ", as far as that is measured"
+    return [f"{names} {verb} on {words.count(images)} images{where}; naming one of them takes {bits:.2f} bits."]
 
 
-def _cliff(record: Record) -> str:
-    e = record.entropy
-    t, measured, positions = e["predicted_cliff"], e["cliff"], e["positions"]
-    held = f"measured, {_first(measured)} 99 % of what all {positions} tell of the image"
-    if t is None:
-        return (
-            f"In {record.name} the tokens have room for {words.bits(e['total_bits'] if not record.total_bits else record.total_bits)} "
-            f"bits, too few to name every training image (no predicted t*); {held}."
-        )
-    return f"In {record.name} the first {_tokens(t)} could name every training image (predicted t* = {t}); {held}."
+def _cliff(records: Sequence[Record]) -> list[str]:
+    measured = [r for r in records if r.entropy]
+    if not measured:
+        return []
+    room, held = [], []
+    for place, record in enumerate(measured):
+        e, run = record.entropy, f" in {record.name}" if len(records) > 1 else ""
+        t = e["predicted_cliff"]
+        if t is None:
+            room.append(f"{'the tokens' if place == 0 else 'they'} do not have room for them{run} (no t*)")
+        else:
+            room.append(f"the first {_tokens(t)} {'has' if t == 1 else 'have'} room for them{run} (predicted t* = {t})")
+        held.append(f"the first {e['cliff']} of {e['positions']}{run}")
+    return [
+        f"{_capital(words.joined(room))}.",
+        f"Measured, 99 % of the entropy of the tokens lies in {words.joined(held)}.",
+    ]
 
 
 def _tokens(count: int) -> str:
     return "token" if count == 1 else f"{count} tokens"
 
 
-def _first(count: int) -> str:
-    return f"the first {_tokens(count)} hold{'s' if count == 1 else ''}"
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _samples(records: Sequence[Record]) -> list[str]:
@@ -85,7 +87,7 @@ def _samples(records: Sequence[Record]) -> list[str]:
         return []
     floor = _values(records, lambda r: (r.results.get("reconstruction") or {}).get("held_out_images_distance"))
     real = f"; real held-out images score {floor[1]}" if floor else ""
-    return ["; ".join(sentences) + real + " (lower is nearer to the training images)."]
+    return ["; ".join(sentences) + real + " (lower: nearer to the training images)."]
 
 
 def _reconstruction(records: Sequence[Record]) -> list[str]:

@@ -161,11 +161,12 @@ def _generation_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
 
     settings = {words.read_protocol(m).guidance for r in records if (m := samples(r, guided=True))}
     guided = f"samples, guidance {settings.pop()}" if len(settings) == 1 else "samples, with guidance"
+    far = "Fréchet distance of features to those of the training images"
     return (
-        Row(f"{name}, samples without guidance", "", _measured_cells(records, notes, lambda r: samples(r, False)), "lower"),
-        Row(f"{name}, {guided}", "", _measured_cells(records, notes, lambda r: samples(r, True)), "lower"),
+        Row(f"{name}, samples without guidance", "", _measured_cells(records, notes, lambda r: samples(r, False)), "lower", far),
+        Row(f"{name}, {guided}", "", _measured_cells(records, notes, lambda r: samples(r, True)), "lower", far),
         Row(
-            "the same, real held-out images", "", _measured_cells(records, notes, _floor, fewer),
+            f"{name}, real held-out images", "", _measured_cells(records, notes, _floor, fewer),
             meaning="the floor: what images score that were never generated",
         ),
     )  # fmt: skip
@@ -280,35 +281,39 @@ def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
         ]
         return _protocol_marks(records, about, notes)
 
-    def cells(split: str, loss: str) -> tuple[Cell, ...]:
+    def cells(split: str) -> tuple[Cell, ...]:
+        name = f"{split}_allowed"
         return tuple(
-            Cell(
-                words.bits(p[f"{split}_{loss}"]["bits_per_image"]),
-                f"{words.count(p[f'{split}_{loss}']['images'])} images",
-                mark,
-            )
+            Cell(words.bits(p[name]["bits_per_image"]), f"{words.count(p[name]['images'])} images", mark)
             if p
             else Cell(None)
             for p, mark in zip(parts, marks(split), strict=True)
         )
 
-    def gap(p: dict[str, Any] | None, loss: str) -> str | None:
+    def gap(p: dict[str, Any] | None) -> str | None:
         if p is None:
             return None
-        value = p[f"held_out_{loss}"]["bits_per_image"] - p[f"train_{loss}"]["bits_per_image"]
+        value = p["held_out_allowed"]["bits_per_image"] - p["train_allowed"]["bits_per_image"]
         return f"{value:+.1f}".replace("-", "−")
 
-    rows = []
-    for loss, where in (("allowed", "over the codes a position may use"), ("vocabulary", "over the whole vocabulary")):
-        rows += [
-            Row("Training images", "bits per image", cells("train", loss), meaning=where),
-            Row("Held-out images", "bits per image", cells("held_out", loss), "lower", where),
-            Row(
-                "Gap, held-out − training", "bits per image", _plain_cells([gap(p, loss) for p in parts]),
-                meaning="what the prior knows of the training images only",
-            ),
-        ]  # fmt: skip
-    return tuple(rows)
+    def both(p: dict[str, Any] | None) -> str | None:
+        if p is None:
+            return None
+        return " / ".join(words.bits(p[f"{split}_vocabulary"]["bits_per_image"]) for split in ("train", "held_out"))
+
+    allowed = "normalised over the codes a position may use, as in sampling"
+    return (
+        Row("Training images", "bits per image", cells("train"), meaning=allowed),
+        Row("Held-out images", "bits per image", cells("held_out"), "lower", allowed),
+        Row(
+            "Gap, held-out − training", "bits per image", _plain_cells([gap(p) for p in parts]),
+            meaning="what the prior knows of the training images only",
+        ),
+        Row(
+            "Training / held-out, over the whole vocabulary", "bits per image", _plain_cells([both(p) for p in parts]),
+            meaning="codes a position cannot hold are counted too",
+        ),
+    )  # fmt: skip
 
 
 def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
@@ -319,7 +324,7 @@ def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
             planned = record.config.get(f"{model}_training", {}).get("steps")
             reached = max((m["step"] for m in record.metrics if m.get("stage") == model), default=None)
             steps.append(None if reached is None else words.count(reached))
-            done.append(f"of {words.count(planned)}" if planned and reached != planned else "")
+            done.append(f"of {words.count(planned)}" if planned and (reached or 0) < planned else "")
         rows.append(Row(f"Training steps, {model}", "", _plain_cells(steps, done)))
     for model in ("tokenizer", "prior"):
         if any(model in record.weights for record in records):
@@ -337,17 +342,39 @@ def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
 
 def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
     """(what, how) for every kind of measurement; once if all runs agree, else once for each run."""
-    kinds: list[tuple[str, Callable[[Record], dict[str, Any] | None]]] = [
-        ("Samples without guidance", lambda r: samples(r, guided=False)),
-        ("Samples with guidance", lambda r: samples(r, guided=True)),
-        ("Real held-out images", _floor),
-        ("Reconstructions", lambda r: (r.results.get("reconstruction") or {}).get("distance")),
+    kinds: list[tuple[str, Callable[[Record], str | None]]] = [
+        ("Samples without guidance", lambda r: _how(samples(r, guided=False))),
+        ("Samples with guidance", lambda r: _how(samples(r, guided=True))),
+        ("Real held-out images", lambda r: _how(_floor(r))),
+        ("Reconstructions", lambda r: _how((r.results.get("reconstruction") or {}).get("distance"))),
+        ("Entropy of the tokens", _how_entropy),
+        ("Prior", _how_likelihood),
     ]
     sentences = []
     for what, find in kinds:
-        found = [(r.name, words.in_words(words.read_protocol(m))) for r in records if (m := find(r))]
+        found = [(r.name, how) for r in records if (how := find(r))]
         if len({how for _, how in found}) == 1:
             sentences.append((what, found[0][1]))
         else:
             sentences += [(f"{what} ({name})", how) for name, how in found]
     return sentences
+
+
+def _how(measurement: dict[str, Any] | None) -> str | None:
+    return words.in_words(words.read_protocol(measurement)) if measurement else None
+
+
+def _how_entropy(record: Record) -> str | None:
+    if not record.entropy:
+        return None
+    images = words.count(record.entropy["rows"])
+    return f"Exact plug-in estimate on the tokens of {images} training images, one row an image; no class labels."
+
+
+def _how_likelihood(record: Record) -> str | None:
+    about = record.results.get("likelihood")
+    if not about:
+        return None
+    train, held_out = (words.count(about[f"{split}_allowed"]["images"]) for split in ("train", "held_out"))
+    settings = "; ".join(f"{key}: {about[key]}" for key in ("weights", "crop") if about.get(key))
+    return f"Cross-entropy given the class, {train} training and {held_out} held-out images, without guidance; {settings}."

@@ -14,7 +14,7 @@ from overture.analysis.entropy import conditional_entropy
 from overture.data.stream import ImageData, evaluation_batches
 from overture.data.tokens import TokenFile
 from overture.data.transforms import to_float, to_uint8
-from overture.evaluation.measure import generation_distance, make_reference, reconstruction_report, take
+from overture.evaluation.measure import generation_distance, make_reference, reconstruction_report
 from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.protocol import Protocol
 from overture.evaluation.reference import Reference
@@ -26,6 +26,7 @@ from overture.training.checkpoint import read_metadata
 from overture.training.distributed import World
 from overture.training.prior import bits_per_image
 from overture.training.progress import Interrupted, Progress, stop_requested
+from overture.training.tokens import central_crop
 
 __all__ = ["balanced_classes", "evaluate_run", "generated_batches", "picture_grid"]
 
@@ -66,14 +67,14 @@ def training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork
 
 
 def measure_entropy(run: RunDirectory) -> dict[str, Any]:
-    """The conditional entropy of the training tokens, one row per image (the first crop)."""
+    """The conditional entropy of the training tokens, one row per image (its central crop)."""
     file = TokenFile.open(run.tokens("train"))
-    return conditional_entropy(file.ids(slice(None), 0), layout=file.layout).to_dict()
+    return conditional_entropy(file.ids(crop=central_crop(file)), layout=file.layout).to_dict()
 
 
 def measure_likelihood(pipe: Pipeline, run: RunDirectory) -> dict[str, Any]:
     """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
-    out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "first"}
+    out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "central"}
     for part in ("train", "held_out"):
         file = TokenFile.open(run.tokens(part))
         for loss in ("vocabulary", "allowed"):

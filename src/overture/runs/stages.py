@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from overture.config import to_dict
-from overture.data.sources import Source
+from overture.data.base import Source
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.tokens import TokenFile
 from overture.errors import OvertureError
 from overture.losses.perceptual import DomainConfig
 from overture.nn.classifier import Classifier, load_classifier
-from overture.pipeline import load_prior, load_tokenizer
+from overture.pipeline import load_tokenizer
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory, write_json
 from overture.runs.evaluate import evaluate_run
@@ -81,7 +81,9 @@ def train_network(config: RunConfig, data: ImageData, name: str, run: RunDirecto
         return
     wanted: DomainNetworkConfig = config.judge if name == "judge" else config.perceptual_network
     if config.judge == config.perceptual_network and name == "perceptual":
-        raise OvertureError("perceptual_network equals judge: a network must not judge what it trained; change its seed")
+        raise OvertureError(
+            "perceptual_network equals judge: a network must not judge what it trained; change its seed"
+        )
     progress.say(f"training the {name} network, a classifier on {data.train.name}")
     images, labels = all_images(data.train, config)
     held_out = all_images(data.held_out, config)
@@ -112,9 +114,7 @@ def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, prog
     network: Classifier | None = None
     if "perceptual" in needed_networks(config):
         network = load_classifier(run.networks / "perceptual.safetensors")[0]
-    trainer = TokenizerTrainer(
-        config.tokenizer, training, seed=config.seed, world=world, perceptual_network=network
-    )
+    trainer = TokenizerTrainer(config.tokenizer, training, seed=config.seed, world=world, perceptual_network=network)
     stream = TrainingStream(data.train, config.data, training.batch_size, config.seed, world.rank, world.size)
     train_tokenizer(trainer, stream, run.tokenizer, run.metrics, progress)
     if stream.corrupt:
@@ -139,7 +139,7 @@ def _tokens_stage(config: RunConfig, data: ImageData, run: RunDirectory, progres
         source = data.train if part == "train" else data.held_out
         write_tokens(
             tokenizer, digest, source, config.data, config.tokens, path,
-            num_classes=data.num_classes, world=world, progress=progress, label=f"tokens {part}",
+            world=world, progress=progress, label=f"tokens {part}",
         )  # fmt: skip
 
 

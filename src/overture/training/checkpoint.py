@@ -105,7 +105,9 @@ def load_state(directory: Path, step: int) -> dict[str, Any]:
         with safe_open(place / "state.safetensors", framework="pt") as file:
             return _unflatten(plain, file)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise OvertureError(f"{place}: this checkpoint is damaged ({error}); delete it to start the stage over") from error
+        raise OvertureError(
+            f"{place}: this checkpoint is damaged ({error}); delete it to start the stage over"
+        ) from error
 
 
 def _steps(directory: Path) -> list[int]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from overture.config import to_dict
 from overture.errors import OvertureError, UsageError
-from overture.evaluation.pixels import to_float
+from overture.data.transforms import to_float
 from overture.nn.classifier import (
     Classifier,
     ClassifierConfig,

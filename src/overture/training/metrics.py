@@ -21,6 +21,7 @@ class MetricLog:
 
     def __init__(self, path: Path, stage: str, start_step: int = 0) -> None:
         self.path, self.stage = path, stage
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] <= start_step]
             path.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -49,7 +50,7 @@ def check_finite(terms: Mapping[str, Tensor], stage: str, step: int) -> None:
     finite = torch.isfinite(torch.stack([terms[name].detach().float() for name in names]))
     if not bool(finite.all()):
         name = names[int((~finite).nonzero()[0])]
-        value = float(terms[name])
+        value = float(terms[name].detach())
         raise OvertureError(
             f"{stage}: the term '{name}' is {value} at step {step}; the last good checkpoint is kept "
             "(lower the learning rate, or look at the data of this step)"

@@ -23,6 +23,7 @@ from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate
 from overture.training.progress import Interrupted, Progress, stop_requested
 from overture.training.tokenizer import Precision, autocast, checkpoint_due
+from overture.training.tokens import central_crop
 
 __all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_per_image", "train_prior"]
 
@@ -39,7 +40,13 @@ class PriorTrainingConfig:
     steps: int = 1_000_000
     batch_size: int = 512
     optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=4e-4, learning_rate_min=1e-5, betas=(0.9, 0.96), weight_decay=0.03, warmup=62_500, flat=0, clip=1.0
+        learning_rate=4e-4,
+        learning_rate_min=1e-5,
+        betas=(0.9, 0.96),
+        weight_decay=0.03,
+        warmup=62_500,
+        flat=0,
+        clip=1.0,
     )
     label_drop: float = 0.1
     loss: Literal["vocabulary", "allowed"] = "vocabulary"
@@ -149,7 +156,10 @@ def train_prior(
         if trainer.step % training.log_every == 0 or trainer.step == training.steps:
             bits = world.mean(terms["bits_per_image"]).item()
             if log:
-                log.write(trainer.step, {"bits_per_image": bits, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)})
+                log.write(
+                    trainer.step,
+                    {"bits_per_image": bits, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)},
+                )
             progress.advance(0, bits_per_image=bits)
         if trainer.step % training.evaluate_every == 0 or trainer.step == training.steps:
             measured = {
@@ -178,7 +188,7 @@ def bits_per_image(
     conditional: bool = True,
     batch_size: int = 256,
 ) -> Tensor:
-    """The prior's cross-entropy on the first crop of the first ``rows`` rows (0: all), in bits per sequence position.
+    """The prior's cross-entropy on the central crop of the first ``rows`` rows (0: all), in bits per sequence position.
 
     ``[L]`` float64; the sum is bits per image. With ``loss="allowed"`` the probability is normalised over the ids the
     layout allows, which is what sampling uses.
@@ -186,13 +196,13 @@ def bits_per_image(
     device = prior.token_embedding.weight.device
     was_training = prior.training
     prior.eval()
-    count = min(rows or file.rows, file.rows)
+    count, crop = min(rows or file.rows, file.rows), central_crop(file)
     mask = ~allowed_ids(prior.layout).to(device) if loss == "allowed" else None
     total_L = torch.zeros(prior.layout.sequence_length, dtype=torch.double, device=device)
     for start in range(0, count, batch_size):
         part = slice(start, min(start + batch_size, count))
-        sequence = prior.layout.to_sequence(torch.as_tensor(file.ids(part, 0), device=device))
-        labels = torch.as_tensor(file.labels[part].astype("int64"), device=device)
+        sequence = prior.layout.to_sequence(torch.as_tensor(file.ids(part, crop), device=device))
+        labels = torch.as_tensor(file.labels[part], device=device)
         classes = labels if conditional else torch.full_like(labels, prior.unconditional)
         logits_BLV = prior(sequence, classes).float()
         if mask is not None:

@@ -19,7 +19,15 @@ from tqdm import tqdm
 
 from overture.errors import OvertureError
 
-__all__ = ["Interrupted", "Progress", "SilentProgress", "TerminalProgress", "WireProgress", "stop_requested", "stoppable"]
+__all__ = [
+    "Interrupted",
+    "Progress",
+    "SilentProgress",
+    "TerminalProgress",
+    "WireProgress",
+    "stop_requested",
+    "stoppable",
+]
 
 
 class Interrupted(OvertureError):

@@ -121,7 +121,9 @@ class TokenizerTrainer:
         weighted.append(training.quantizer_weight * terms["quantizer"])
         check_finite(terms, "tokenizer", self.step)
         total = torch.stack([term.float() for term in weighted]).sum()
-        self._update(self.optimizer, self.schedule.learning_rate(self.step), self.tokenizer, total, training.optimizer.clip)
+        self._update(
+            self.optimizer, self.schedule.learning_rate(self.step), self.tokenizer, total, training.optimizer.clip
+        )
         self.ema.update(self.tokenizer)
         for quantizer in self.tokenizer.quantizers.values():
             quantizer.maintain(self.seed, self.step)  # type: ignore[operator]

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from overture.data.sources import Source
-from overture.data.stream import DataConfig
-from overture.data.tokens import TokenFile, TokenWriter
+from overture.data.base import Source
+from overture.data.stream import DataConfig, crops_per_row, tokenization_batches
+from overture.data.tokens import TokenFile, TokenHeader, TokenWriter
 from overture.data.transforms import to_float
 from overture.errors import UsageError
 from overture.tokenizers.tokenizer import Tokenizer
 from overture.training.distributed import World
 from overture.training.progress import Interrupted, Progress, stop_requested
 
-__all__ = ["TokensConfig", "write_tokens"]
+__all__ = ["TokensConfig", "central_crop", "write_tokens"]
 
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """Which views of an image become a row of ids.
+    """Which views of an image become its row of ids; training draws one of them at random.
 
-    ``center``: one centre crop. ``ten``: resized to 1.1 times the size and ten-cropped; training draws one at random.
+    ``center``: the centre crop. ``ten``: resized to 1.1 times the size and ten-cropped, as in the Prologue paper.
+    ``random-K``: K random crops.
     """
 
-    crops: Literal["center", "ten"] = "ten"
+    crops: str = "ten"
     batch_size: int = 256
+    """Images (crops counted) that the tokenizer encodes at once."""
 
     def __post_init__(self) -> None:
+        crops_per_row(self.crops)
         if self.batch_size < 1:
             raise UsageError(f"tokens: batch_size is {self.batch_size}, needs >= 1")
+
+
+def central_crop(file: TokenFile) -> int:
+    """The crop that stands for the image where one is needed: the centre, or the first where there is none."""
+    return 4 if file.header.crops == "ten" else 0
 
 
 @torch.inference_mode()
@@ -46,7 +53,27 @@ def write_tokens(
     *,
     world: World,
     progress: Progress,
-    label: str,
+    label: str = "tokens",
 ) -> TokenFile:
     """Encode every image of ``source`` into the token file ``path``; goes on where an interrupted writing ended."""
-    raise NotImplementedError
+    count = crops_per_row(config.crops)
+    header = TokenHeader.of(source, tokenizer.layout, tokenizer_hash, config.crops, count)
+    block = max(1, config.batch_size // count)
+    writer = TokenWriter(path, header, block=block) if world.is_main else None
+    world.barrier()
+    writer = writer or TokenWriter(path, header, block=block, join=True)
+    missing = writer.missing(world.rank, world.size)
+    progress.start(label, header.rows, header.rows - sum(map(len, missing)) * world.size, "image")
+    for rows, batch in zip(missing, tokenization_batches(source, data, config.crops, missing), strict=True):
+        images = to_float(batch.images.flatten(0, 1).to(world.device))
+        ids = tokenizer.encode(images).cpu().numpy().reshape(len(rows), count, -1)
+        writer.write(rows, ids, batch.labels.numpy())
+        progress.advance(len(rows) * world.size)
+        if stop_requested():
+            raise Interrupted(f"stopped in stage {label}, saved; the same command goes on")
+    progress.finish()
+    world.barrier()
+    if world.is_main:
+        writer.finish()
+    world.barrier()
+    return TokenFile.open(path)

@@ -1,0 +1,89 @@
+"""Reads anyone's tokens: our token files, and integer arrays in ``.npy`` and ``.npz`` files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overture.data.tokens import MAGIC, TokenFile
+from overture.errors import OvertureError, UsageError, nearest
+from overture.layout import Layout
+
+__all__ = ["LoadedIds", "load_ids"]
+
+KEYS = ("ids", "tokens", "arr_0")
+LABEL_KEYS = ("labels", "arr_1")
+
+
+@dataclass(frozen=True)
+class LoadedIds:
+    """Token ids int64 ``[N, T]``, with the labels ``[N]`` and the layout where the file has them."""
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64] | None = None
+    layout: Layout | None = None
+
+
+def load_ids(path: Path | str, crop: int = 0) -> LoadedIds:
+    """The ids in a token file (of one ``crop`` of every image), a ``.npy`` or a ``.npz`` file.
+
+    In an ``.npz``: the array called ``ids``, ``tokens`` or ``arr_0``, else the first 2-D array of integers; labels are
+    the array called ``labels`` or ``arr_1``, when it has one integer per row.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except FileNotFoundError:
+        siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = nearest(str(path), siblings)
+        raise UsageError(f"no file '{path}'{hint if 'did you mean' in hint else ''}") from None
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot read it ({error.strerror})") from error
+    if start == MAGIC:
+        tokens = TokenFile.open(path)
+        if not 0 <= crop < tokens.crops:
+            raise UsageError(f"{path}: no crop {crop}, it has {tokens.crops} (counted from 0)")
+        return LoadedIds(tokens.ids(crop=crop), tokens.labels, tokens.layout)
+    try:
+        if start[:6] == b"\x93NUMPY":
+            return LoadedIds(_check(path, "the array", np.load(path, allow_pickle=False)))
+        if start[:4] == b"PK\x03\x04":
+            with np.load(path, allow_pickle=False) as archive:
+                return _from_archive(path, {key: archive[key] for key in archive})
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise OvertureError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
+    raise OvertureError(f"{path}: neither a token file nor a .npy or .npz file")
+
+
+def _from_archive(path: Path, arrays: dict[str, NDArray[np.generic]]) -> LoadedIds:
+    names = [key for key in KEYS if key in arrays]
+    names += [key for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "iu"]
+    if not names:
+        shapes = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in arrays.items())
+        raise OvertureError(f"{path}: no 2-D array of integers here, only {shapes or 'nothing'}")
+    ids = _check(path, names[0], arrays[names[0]])
+    for key in LABEL_KEYS:
+        labels = arrays.get(key)
+        if labels is not None and labels.shape == ids.shape[:1] and labels.dtype.kind in "iu":
+            return LoadedIds(ids, labels.astype(np.int64))
+    return LoadedIds(ids)
+
+
+def _check(path: Path, name: str, array: NDArray[np.generic]) -> NDArray[np.int64]:
+    if array.dtype.kind not in "iu":
+        raise OvertureError(f"{path}: {name} is {array.dtype}, token ids are integers")
+    if array.ndim != 2 or 0 in array.shape:
+        raise OvertureError(f"{path}: {name} has shape {array.shape}, needs [images, positions]")
+    ids = array.astype(np.int64)
+    if int(ids.min()) < 0:
+        row, column = np.argwhere(ids < 0)[0]
+        raise OvertureError(
+            f"{path}: {name} holds {ids[row, column]} at row {row}, position {column}; ids count from 0"
+        )
+    return ids
