@@ -130,6 +130,7 @@ class WireProgress:
 
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         self.finish()
+        self.shown = {}
         self._send({"start": stage, "total": total, "done": done, "unit": unit})
 
     def advance(self, count: int = 1, **shown: float) -> None:
