@@ -33,7 +33,8 @@ def test_large_images_are_halved_with_a_box_filter():
     # Exactly twice as large: one halving, and bicubic at the same size changes nothing. So blocks of 2 x 2 average.
     image = picture(32, 32, "L")
     blocks = np.asarray(image).reshape(16, 2, 16, 2).astype(float).mean(axis=(1, 3))
-    assert np.abs(center_crop(image, 16)[..., 0] - blocks).max() <= 0.5
+    # (Pillow rounds after each direction.)
+    assert np.abs(center_crop(image, 16)[..., 0] - blocks).max() <= 1
     # Less than twice: bicubic only.
     image = picture(31, 31, "L")
     assert (center_crop(image, 16)[..., 0] == np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))).all()

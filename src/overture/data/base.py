@@ -19,7 +19,7 @@ _RGB_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", 
 _GREY_MODES = ("L", "LA", "La", "1")
 
 
-class CorruptImage(OvertureError):  # noqa: N818
+class CorruptImage(OvertureError):
     """An image whose bytes cannot be decoded; the message names it."""
 
 

@@ -1,0 +1,315 @@
+import errno
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from overture.data import tokens
+from overture.data.base import ArraySource
+from overture.data.ids import load_ids
+from overture.data.tokens import TokenFile, TokenHeader, TokenStream, TokenWriter
+from overture.errors import OvertureError, UsageError
+from overture.layout import Layout, Segment
+
+LAYOUT = Layout((Segment("prologue", (4, 8), separator=True), Segment("visual", (16, 32, 64))))
+
+
+def header(layout=LAYOUT, rows=10, crops=2, **changes):
+    return TokenHeader(layout, "hash", f"random-{crops}", crops, rows, 5, "somewhere", "print", **changes)
+
+
+def content(head, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (head.rows, head.crops_per_row, head.layout.length)
+    return rng.integers(0, head.layout.sizes, shape), rng.integers(0, head.num_classes, head.rows)
+
+
+def write(path, head, ids, labels, block=4):
+    writer = TokenWriter(path, head, block=block)
+    for rows in writer.missing():
+        writer.write(rows, ids[rows.start : rows.stop], labels[rows.start : rows.stop])
+    return writer.finish()
+
+
+@pytest.fixture
+def file(tmp_path):
+    head = header()
+    return write(tmp_path / "a.tokens", head, *content(head))
+
+
+layouts = st.lists(st.sampled_from([1, 2, 7, 256, 65_536, 65_537, 2**20]), min_size=1, max_size=5).map(Layout.single)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_what_is_written_is_read(tmp_path, data):
+    layout = data.draw(layouts)
+    head = header(layout, rows=data.draw(st.integers(1, 9)), crops=data.draw(st.integers(1, 3)))
+    shape = (head.rows, head.crops_per_row, layout.length)
+    ids = np.minimum(data.draw(arrays(np.int64, shape, elements=st.integers(0, 2**20 - 1))), np.array(layout.sizes) - 1)
+    labels = data.draw(arrays(np.int64, head.rows, elements=st.integers(0, head.num_classes - 1)))
+    path = tmp_path / "a.tokens"
+    writer = TokenWriter(path, head, block=data.draw(st.integers(1, 10)))
+    world = data.draw(st.integers(1, 3))
+    blocks = [rows for rank in range(world) for rows in writer.missing(rank, world)]
+    assert sorted(row for rows in blocks for row in rows) == list(range(head.rows))
+    for rows in data.draw(st.permutations(blocks)):
+        writer.write(rows, ids[rows.start : rows.stop], labels[rows.start : rows.stop])
+    file = writer.finish()
+    assert file.header == head
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tokens"]
+    assert file.labels.tolist() == labels.tolist()
+    for crop in range(file.crops):
+        assert (file.ids(crop=crop) == ids[:, crop]).all()
+    rows = np.array(data.draw(st.lists(st.integers(0, head.rows - 1), min_size=1, max_size=6)))
+    crops = np.array(
+        data.draw(st.lists(st.integers(0, head.crops_per_row - 1), min_size=len(rows), max_size=len(rows)))
+    )
+    assert (file.ids(rows, crops) == ids[rows, crops]).all()
+    assert (file.ids(slice(1, None, 2), np.zeros(head.rows // 2, int)) == ids[1::2, 0]).all()
+    assert file.ids().dtype == np.int64
+
+
+def test_storage_is_as_documented(file):
+    """Read the bytes without our reader."""
+    data = file.path.read_bytes()
+    length = int.from_bytes(data[8:16], "little")
+    head = json.loads(data[16 : 16 + length])
+    assert data[:8] == b"OVTOKENS"
+    assert (head["rows"], head["crops"], head["crops_per_row"], head["tokenizer"]) == (10, "random-2", 2, "hash")
+    assert Layout.from_dict(head["layout"]) == LAYOUT
+    start = (16 + length + 63) // 64 * 64
+    ids = np.frombuffer(data, "<u2", 100, start).reshape(10, 2, 5)
+    assert (ids[:, 1] == file.ids(crop=1)).all()
+    start = (start + 200 + 63) // 64 * 64
+    assert np.frombuffer(data, "<i4", offset=start).tolist() == file.labels.tolist()
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
+def test_large_codebooks_take_four_bytes(size, dtype):
+    assert header(Layout.single([2, size])).dtype == dtype
+
+
+def test_interrupted_writing_goes_on(tmp_path):
+    head, path = header(), tmp_path / "sub" / "a.tokens"
+    ids, labels = content(head)
+    first = TokenWriter(path, head, block=3)
+    first.write(range(3, 6), ids[3:6], labels[3:6])
+    with pytest.raises(OvertureError, match="3 of 4 blocks of rows are not written yet"):
+        first.finish()
+    with pytest.raises(OvertureError, match="interrupted"):
+        TokenFile.open(path)
+    again = TokenWriter(path, head, block=3)
+    assert again.missing() == [range(3), range(6, 9), range(9, 10)]
+    assert TokenWriter(path, head, block=3, join=True).missing(1, 2) == [range(9, 10)]
+    for rows in again.missing():
+        again.write(rows, ids[rows.start : rows.stop], labels[rows.start : rows.stop])
+    assert (again.finish().ids(crop=1) == ids[:, 1]).all()
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "block"])
+def test_another_writing_starts_over(tmp_path, change):
+    head, path = header(), tmp_path / "a.tokens"
+    ids, labels = content(head)
+    TokenWriter(path, head, block=5).write(range(5), ids[:5], labels[:5])
+    other = header() if change == "block" else TokenHeader(LAYOUT, "other", "random-2", 2, 10, 5)
+    block = 6 if change == "block" else 5  # as many blocks as before
+    with pytest.raises(OvertureError, match="no writing with this header to join"):
+        TokenWriter(path, other, block=block, join=True)
+    assert len(TokenWriter(path, other, block=block).missing()) == 2
+
+
+def test_stopped_between_truncating_and_renaming(tmp_path, monkeypatch):
+    head, path = header(), tmp_path / "a.tokens"
+    ids, labels = content(head)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(path, head, ids, labels)
+    writer = TokenWriter(path, head, block=4)
+    assert writer.missing() == []
+    assert (writer.finish().ids() == ids[:, 0]).all()
+
+
+def test_full_disk_loses_nothing(tmp_path, monkeypatch):
+    head, path = header(), tmp_path / "a.tokens"
+    ids, labels = content(head)
+    writer = TokenWriter(path, head, block=4)
+    writer.write(range(4), ids[:4], labels[:4])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "_to_disk", full)
+        with pytest.raises(OvertureError, match=r"a\.tokens\.partial: cannot write tokens \(No space left") as caught:
+            writer.write(range(4, 8), ids[4:8], labels[4:8])
+        assert "\n" not in str(caught.value)
+        with pytest.raises(OvertureError, match="No space left"):
+            TokenWriter(tmp_path / "b.tokens", head)
+    writer = TokenWriter(path, head, block=4)
+    assert writer.missing() == [range(4, 8), range(8, 10)]
+    for rows in writer.missing():
+        writer.write(rows, ids[rows.start : rows.stop], labels[rows.start : rows.stop])
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "_to_disk", full)
+        with pytest.raises(OvertureError, match="No space left"):
+            writer.finish()
+    file = TokenWriter(path, head, block=4).finish()
+    assert (file.ids() == ids[:, 0]).all()
+    assert file.labels.tolist() == labels.tolist()
+
+
+def test_wrong_content_is_refused(tmp_path):
+    head = header()
+    ids, labels = content(head)
+    writer = TokenWriter(tmp_path / "a.tokens", head, block=4)
+    with pytest.raises(UsageError, match="not one of the blocks"):
+        writer.write(range(1, 5), ids[1:5], labels[1:5])
+    with pytest.raises(OvertureError, match="needs"):
+        writer.write(range(4), ids[:4, :1], labels[:4])
+    ids[2, 1, 3] = 32
+    with pytest.raises(OvertureError, match=r"id 32 .*outside 0\.\.31"):
+        writer.write(range(4), ids[:4], labels[:4])
+    labels[5] = 5
+    with pytest.raises(OvertureError, match=r"labels need to be in 0\.\.4"):
+        writer.write(range(4, 8), ids[4:8], labels[4:8])
+    assert len(writer.missing()) == 3
+
+
+def test_header_of_a_source():
+    source = ArraySource("set", np.zeros((6, 2, 2), np.uint8), np.arange(6) % 2, ["a", "b", "c"])
+    head = TokenHeader.of(source, LAYOUT, "hash", "ten", 10)
+    assert (head.rows, head.num_classes, head.source, head.fingerprint) == (6, 3, "set", source.fingerprint())
+
+
+def refused(path, *words):
+    with pytest.raises(OvertureError) as caught:
+        TokenFile.open(path)
+    assert "\n" not in str(caught.value)
+    for word in (path.name, *words):
+        assert word in str(caught.value)
+
+
+def test_damaged_files_are_told_in_one_line(file, tmp_path):
+    data, path = file.path.read_bytes(), tmp_path / "bad.tokens"
+    refused(path, "cannot read")
+    for wrong, word in (
+        (data[:-1], "truncated"),
+        (data[:100], "truncated"),
+        (data[:12], "truncated"),
+        (b"", "not a token file"),
+        (b"PK" + data[2:], "not a token file"),
+        (data + b"x", "damaged"),
+        (data.replace(b'"format_version": 1', b'"format_version": 7'), "format 7"),
+        (data.replace(b'"rows"', b'"rovs"'), "header"),
+        (data.replace(b'{"segments"', b'["segments"'), "header"),
+        (data.replace(b'"rows": 10', b'"rows": -1'), "header"),
+    ):
+        assert wrong != data
+        path.write_bytes(wrong)
+        refused(path, word)
+
+
+def test_other_layouts_and_tokenizers_are_refused(file):
+    file.check_layout(LAYOUT)
+    file.check_tokenizer("hash")
+    with pytest.raises(OvertureError, match=r"a\.tokens: tokens of another layout \(2 prologue .*needs 5 visual"):
+        file.check_layout(Layout.single([64] * 5))
+    swapped = Layout((Segment("prologue", (8, 4), separator=True), Segment("visual", (16, 32, 64))))
+    with pytest.raises(OvertureError, match="codebook sizes differ"):
+        file.check_layout(swapped)
+    with pytest.raises(OvertureError, match="another tokenizer"):
+        file.check_tokenizer("hush")
+
+
+def take(stream, start, count):
+    return list(itertools.islice(stream.batches(start), count))
+
+
+def test_token_stream_is_a_function_of_seed_and_step(file):
+    whole = take(TokenStream(file, 4, seed=1), 0, 12)
+    ids = np.stack([file.ids(crop=crop) for crop in range(2)])
+    drawn = []
+    for epoch in range(2):  # 5 steps are 2 epochs of 10 rows in batches of 4
+        rows = torch.cat([batch.indices for batch in whole])[10 * epoch : 10 * epoch + 10]
+        assert sorted(rows.tolist()) == list(range(10))
+    for batch in whole:
+        assert batch.ids.dtype == batch.labels.dtype == torch.int64
+        assert batch.labels.tolist() == file.labels[batch.indices].tolist()
+        for row, found in zip(batch.indices.tolist(), batch.ids.numpy(), strict=True):
+            drawn.append([bool((found == ids[crop, row]).all()) for crop in range(2)])
+    assert np.any(drawn, axis=1).all()
+    assert (np.array(drawn).sum(axis=0) > 5).all()  # both crops come up
+    for start in (2, 7):
+        assert torch.equal(take(TokenStream(file, 4, seed=1), start, 1)[0].ids, whole[start].ids)
+    parts = [take(TokenStream(file, 4, 1, rank, 2), 0, 12) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([part[step].ids for part in parts]), batch.ids)
+    assert not torch.equal(take(TokenStream(file, 4, seed=2), 0, 1)[0].indices, whole[0].indices)
+
+
+def test_load_ids_reads_our_files(file):
+    loaded = load_ids(file.path, crop=1)
+    assert (loaded.ids == file.ids(crop=1)).all()
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == file.labels.tolist()
+    assert loaded.layout == LAYOUT
+    with pytest.raises(UsageError, match="no crop 2"):
+        load_ids(file.path, crop=2)
+
+
+@pytest.mark.parametrize("key", ["ids", "tokens", "arr_0", "something"])
+def test_load_ids_reads_anyones_arrays(tmp_path, key):
+    ids = np.arange(6, dtype=np.uint16).reshape(3, 2)
+    np.save(tmp_path / "a.npy", ids)
+    np.savez(tmp_path / "a.npz", aside=np.zeros((3, 2)), **{key: ids}, labels=np.array([1, 0, 2]))
+    for name in ("a.npy", "a.npz"):
+        loaded = load_ids(tmp_path / name)
+        assert loaded.ids.dtype == np.int64
+        assert (loaded.ids == ids).all()
+        assert loaded.layout is None
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [1, 0, 2]
+
+
+def test_load_ids_prefers_named_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", other=np.zeros((2, 2), int), ids=np.ones((4, 3), int), labels=np.zeros(9, int))
+    loaded = load_ids(tmp_path / "a.npz")
+    assert loaded.ids.shape == (4, 3)
+    assert loaded.labels is None
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((2, 3)), "integers"),
+        (np.zeros((2, 3, 4), int), r"\[images, positions\]"),
+        (np.zeros((0, 4), int), r"\[images, positions\]"),
+        (np.array([[0, 1], [2, -1]]), "-1 at row 1, position 1"),
+        (np.array([[{}]], object), "cannot read"),
+    ],
+)
+def test_load_ids_errors(tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", ids=array)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(OvertureError, match=rf"{name}.*{words}") as caught:
+            load_ids(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_load_ids_of_other_files(tmp_path):
+    (tmp_path / "train.tokens").write_bytes(b"hello")
+    with pytest.raises(OvertureError, match="neither a token file"):
+        load_ids(tmp_path / "train.tokens")
+    with pytest.raises(UsageError, match=r"did you mean .*train\.tokens"):
+        load_ids(tmp_path / "train.token")
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 2)))
+    with pytest.raises(OvertureError, match=r"no 2-D array of integers here, only x float64 \(2, 2\)"):
+        load_ids(tmp_path / "a.npz")
