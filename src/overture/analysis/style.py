@@ -25,17 +25,21 @@ def new_figure(columns: int, width: float = 5.4, height: float = 3.7) -> tuple[F
 
     figure = Figure(figsize=(width * columns, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr, call-arg]
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.05)  # type: ignore[union-attr, call-arg]
     return figure, [figure.add_subplot(1, columns, place + 1) for place in range(columns)]
 
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Title, labels with units, light horizontal grid, only the two axes that carry numbers."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE, color=MUTED)
     axes.set_ylabel(y_label, fontsize=LABEL_SIZE, color=MUTED)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.tick_params(labelsize=SMALL_SIZE, colors=MUTED, length=3, width=0.7)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
