@@ -1,0 +1,165 @@
+"""``overture entropy FILE``: how many bits each token adds, and after how many the image is named."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overture.errors import UsageError
+
+if TYPE_CHECKING:
+    from overture.analysis.entropy import ConditionalEntropy
+
+LONG_TABLE = 20
+"""Positions shown before the cliff; of more, the first and the last ones."""
+SHOWN_CLASSES = 10
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "entropy",
+        help="conditional entropy per position of anyone's tokens",
+        description="Exact conditional entropy H(x_t | x_<t) of every position of a token matrix [N, T], with the "
+        "entropy cliff: the position from which on the tokens before name the image, so that the rest can only be "
+        "memorised. Reads token files, .npy and .npz.",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="token files, .npy or .npz")
+    parser.add_argument("--images", type=int, metavar="N", help="predict the cliff for N images (default: the rows)")
+    parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
+    parser.add_argument(
+        "--codebook-size", type=int, metavar="K", help="of files without a layout (default: largest id + 1)"
+    )
+    parser.add_argument("--per-class", action="store_true", help="also for each class alone; the file needs labels")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="draw it: .png, .svg or .pdf")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (several files: a list in 'results')"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure every file, then print and draw."""
+    from overture.analysis.figures import check_figure_path, entropy_figure, save_figure
+    from overture.cli.common import print_json
+
+    for name in ("images", "rows", "codebook_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, needs >= 1")
+    if options.plot:
+        check_figure_path(options.plot)
+    results = {}
+    for path in options.files:
+        print(f"{path}: measuring", file=sys.stderr, flush=True)
+        results[path] = measure(path, options)
+    if options.plot:
+        save_figure(entropy_figure(dict(zip(_short_names(list(results)), results.values(), strict=True))), options.plot)
+        print(f"figure written to {options.plot}", file=sys.stderr)
+    if options.json:
+        data = [
+            {"file": str(path), "images": options.images or result.rows, **result.to_dict()}
+            for path, result in results.items()
+        ]
+        print_json(data[0] if len(options.files) == 1 else {"results": data})
+    else:
+        print("\n\n".join(describe(str(path), result, options.images) for path, result in results.items()))
+    return 0
+
+
+def measure(path: Path, options: argparse.Namespace) -> ConditionalEntropy:
+    """The result of one file, as the options ask."""
+    from dataclasses import replace
+
+    from overture.analysis.entropy import conditional_entropy
+    from overture.data import load_ids
+    from overture.schedules import predicted_cliff
+
+    loaded = load_ids(path)
+    if loaded.layout is not None and options.codebook_size:
+        raise UsageError(f"{path}: the file knows its codebook sizes; leave out --codebook-size")
+    if options.per_class and loaded.labels is None:
+        raise UsageError(f"{path}: --per-class needs labels, this file has none")
+    labels = loaded.labels[: options.rows] if options.per_class and loaded.labels is not None else None
+    result = conditional_entropy(
+        loaded.ids[: options.rows], layout=loaded.layout, sizes=options.codebook_size, labels=labels
+    )
+    if options.images:
+        result = replace(result, predicted_cliff=predicted_cliff(result.sizes, options.images))
+    return result
+
+
+def describe(name: str, result: ConditionalEntropy, images: int | None = None) -> str:
+    """A result for people: a table up to the cliff, what is left after it, and what that means."""
+    low, high = min(result.sizes), max(result.sizes)
+    sizes = f"K {low:,}" if low == high else f"K {low:,} .. {high:,}"
+    lines = [f"{name}: {result.rows:,} images x {result.positions} tokens, {sizes}", ""]
+    lines += _table(result)
+    lines += ["", f"log2 N {result.log2_n:.2f} bits; {_predicted(result, images)}; measured cliff {result.cliff}"]
+    lines += [_meaning(result)]
+    if result.per_class:
+        lines += ["", *_class_table(result)]
+    return "\n".join(lines)
+
+
+def _table(result: ConditionalEntropy) -> list[str]:
+    header = f"{'t':>6}  {'K_t':>7}  {'bits':>6}  {'sum':>6}  {'of log2 N':>9}  {'prefixes':>10}  {'unique rows':>11}"
+    lines, held, ceiling = [header], result.cumulative_bits, result.log2_n or 1.0
+    shown = list(range(result.cliff))
+    if len(shown) > LONG_TABLE:
+        shown = [*shown[: LONG_TABLE - 5], -1, *shown[-4:]]
+    for t in shown:
+        if t < 0:
+            lines.append(f"{'...':>6}")
+            continue
+        lines.append(
+            f"{t + 1:>6}  {result.sizes[t]:>7,}  {result.bits[t]:>6.3f}  {held[t]:>6.2f}  {held[t] / ceiling:>9.1%}"
+            f"  {result.prefixes[t]:>10,}  {result.unique_share[t]:>11.1%}"
+        )
+    rest = result.positions - result.cliff
+    if rest:
+        bits = float(result.bits[result.cliff :].sum())
+        lines.append(
+            f"{'rest':>6}  {'':>7}  {bits:>6.3f}  {held[-1]:>6.2f}  {held[-1] / ceiling:>9.1%}"
+            f"  {result.prefixes[-1]:>10,}  {result.unique_share[-1]:>11.1%}"
+        )
+    return lines
+
+
+def _predicted(result: ConditionalEntropy, images: int | None) -> str:
+    of = f" for {images:,} images" if images else ""
+    if result.predicted_cliff is None:
+        return f"no predicted cliff{of} (all tokens together cannot name every image)"
+    return f"predicted cliff t* = {result.predicted_cliff}{of}"
+
+
+def _meaning(result: ConditionalEntropy) -> str:
+    rest = result.positions - result.cliff
+    if result.total_bits == 0:
+        return "All rows are equal: these tokens tell no image from another."
+    if rest == 0:
+        return "There is no cliff: the tokens tell images apart up to the last one."
+    first = "The first token holds" if result.cliff == 1 else f"The first {result.cliff} tokens hold"
+    after = "the one after it follows" if rest == 1 else f"the {rest} after follow"
+    return f"{first} 99 % of what tells these images apart; {after} from them, and a prior can only memorise that."
+
+
+def _class_table(result: ConditionalEntropy) -> list[str]:
+    classes = result.per_class
+    mean = sum(each.rows * each.total_bits for each in classes.values()) / result.rows
+    lines = [f"{len(classes)} classes; given the class, {mean:.2f} bits tell an image from the others", ""]
+    lines.append(f"{'class':>6}  {'images':>8}  {'bits':>6}  {'cliff':>5}  {'t*':>4}")
+    for label, each in list(classes.items())[:SHOWN_CLASSES]:
+        predicted = "-" if each.predicted_cliff is None else each.predicted_cliff
+        lines.append(f"{label:>6}  {each.rows:>8,}  {each.total_bits:>6.2f}  {each.cliff:>5}  {predicted:>4}")
+    if len(classes) > SHOWN_CLASSES:
+        lines.append(f"{'...':>6}  ({len(classes) - SHOWN_CLASSES} more: --json has them all)")
+    return lines
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    """File names without folder and suffix, if these tell the files apart."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
