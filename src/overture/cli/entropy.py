@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 
 if TYPE_CHECKING:
     from overture.analysis.entropy import ConditionalEntropy
@@ -83,9 +83,15 @@ def measure(path: Path, options: argparse.Namespace) -> ConditionalEntropy:
     if options.per_class and loaded.labels is None:
         raise UsageError(f"{path}: --per-class needs labels, this file has none")
     labels = loaded.labels[: options.rows] if options.per_class and loaded.labels is not None else None
-    result = conditional_entropy(
-        loaded.ids[: options.rows], layout=loaded.layout, sizes=options.codebook_size, labels=labels
-    )
+    try:
+        result = conditional_entropy(
+            loaded.ids[: options.rows], layout=loaded.layout, sizes=options.codebook_size, labels=labels
+        )
+    except OvertureError as error:
+        raise type(error)(f"{path}: {error}") from error
+    if loaded.layout is None and options.codebook_size is None:
+        known = f"K = {max(result.sizes):,} (largest id + 1) at every position; --codebook-size tells it better"
+        print(f"{path}: no layout in this file, so {known}", file=sys.stderr)
     if options.images:
         result = replace(result, predicted_cliff=predicted_cliff(result.sizes, options.images))
     return result
@@ -139,11 +145,11 @@ def _meaning(result: ConditionalEntropy) -> str:
     rest = result.positions - result.cliff
     if result.total_bits == 0:
         return "All rows are equal: these tokens tell no image from another."
-    if rest == 0:
-        return "There is no cliff: the tokens tell images apart up to the last one."
+    if rest * 10 < result.positions:
+        return "There is no cliff: the tokens tell images apart up to the last ones."
     first = "The first token holds" if result.cliff == 1 else f"The first {result.cliff} tokens hold"
-    after = "the one after it follows" if rest == 1 else f"the {rest} after follow"
-    return f"{first} 99 % of what tells these images apart; {after} from them, and a prior can only memorise that."
+    after = f"the {rest} after follow from them" if result.cliff > 1 else f"the {rest} after follow from it"
+    return f"{first} 99 % of what tells these images apart; {after}, and a prior can only memorise them."
 
 
 def _class_table(result: ConditionalEntropy) -> list[str]:
