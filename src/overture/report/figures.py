@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from overture.analysis.style import COLOURS, FAINT, GRID, INK, MARKERS, MUTED, SMALL_SIZE, dress
 from overture.report.records import Record
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "MARKERS",
-    "RUN_COLOURS",
     "codebook_figure",
     "cumulative_figure",
     "curves_figure",
@@ -33,17 +32,15 @@ __all__ = [
     "shown_positions",
 ]
 
-RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b38600", "#4d4dff")
-"""After Okabe and Ito: told apart by colour-blind readers. The page has a lighter set of them for the dark."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
-INK, MUTED, GRID = "#1b1f24", "#5c6670", "#dfe3e8"
 VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
+    FAINT: "var(--muted)",
     GRID: "var(--line)",
-    **{colour: f"var(--run-{place})" for place, colour in enumerate(RUN_COLOURS)},
+    **{colour: f"var(--run-{place})" for place, colour in enumerate(COLOURS)},
 }
-PANEL = (5.4, 3.1)  # inches; half the page's width
+"""The style's colours, and the page's names for them."""
+PANEL = (5.0, 2.95)  # inches; half the page's width
 MAX_POINTS = 240  # of a training curve: more cannot be seen
 NEGLIGIBLE_BITS = 0.01
 
@@ -54,42 +51,53 @@ def shown_positions(records: Sequence[Record]) -> int:
     longest = max((len(r.entropy["conditional_entropy_bits"]) for r in records if r.entropy), default=0)
     for record in (r for r in records if r.entropy):
         bits = record.entropy["conditional_entropy_bits"]
-        last = max([last, record.entropy["predicted_cliff"] or 0, *(t for t, b in enumerate(bits, 1) if b > NEGLIGIBLE_BITS)])
+        last = max(
+            [last, record.entropy["predicted_cliff"] or 0, *(t for t, b in enumerate(bits, 1) if b > NEGLIGIBLE_BITS)]
+        )
     wanted = max(16, round(1.25 * last))
     return longest if wanted > 0.8 * longest else wanted
 
 
-def entropy_figure(records: Sequence[Record]) -> str | None:
-    """H(x_t | x_<t) of every run, and beneath it where the cliff was predicted and measured."""
+def entropy_figure(records: Sequence[Record], *, narrow: bool = False) -> str | None:
+    """H(x_t | x_<t) of every run, and beneath it where the cliff was predicted and measured; ``narrow`` is for phones."""
     if not any(r.entropy for r in records):
         return None
     shown = shown_positions(records)
     names = [(place, r) for place, r in enumerate(records) if r.entropy]
     strip = 0.3 * len(names) + 0.2
-    figure = _figure((2 * PANEL[0], 3.3 + strip))
+    figure = _figure((PANEL[0] if narrow else 2 * PANEL[0], 3.3 + strip))
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.3, strip], "hspace": 0.06})
     for place, record in names:
         bits = record.entropy["conditional_entropy_bits"][:shown]
         _line(top, range(1, len(bits) + 1), bits, place)
-    _dress(top, "", "bits that token t adds:  H(x_t | x_<t)")
+    dress(top, "", "", "bits that token t adds")
     top.set_ylim(bottom=0)
     for row, (place, record) in enumerate(names):
         colour = _colour(place)
         predicted, measured = record.entropy["predicted_cliff"], record.entropy["cliff"]
         if predicted is not None:
             bottom.plot([predicted, measured], [row, row], color=colour, linewidth=1.5, alpha=0.6)
-            bottom.plot(predicted, row, marker="o", markersize=10, markerfacecolor="none", color=colour, markeredgewidth=1.6)
+            bottom.plot(
+                predicted, row, marker="o", markersize=10, markerfacecolor="none", color=colour, markeredgewidth=1.6
+            )
         bottom.plot(measured, row, marker="o", markersize=5, color=colour)
         said = f"predicted {'none' if predicted is None else predicted}, measured {measured}"
+        ends = sorted((predicted or measured, measured))
+        left = ends[1] > 0.6 * shown  # no room to the right
         bottom.annotate(
-            said, (max(predicted or 0, measured), row), (11, 0), textcoords="offset points", va="center", fontsize=9, color=MUTED
-        )
-    _dress(bottom, "token t", "")
+            said, (ends[0] if left else ends[1], row), (-11 if left else 11, 0), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=SMALL_SIZE, color=MUTED,
+        )  # fmt: skip
+    dress(bottom, "", "token t", "")
     bottom.set_yticks(range(len(names)), [f"cliff {_clipped(record.name)}" for _, record in names])
     bottom.set_ylim(len(names) - 0.4, -0.6)
     bottom.grid(visible=False)
+    bottom.spines["left"].set_visible(False)
+    bottom.tick_params(axis="y", length=0, labelcolor=INK)
+    top.tick_params(axis="x", length=0)
     _positions_axis(bottom, shown)
-    return _svg(figure, "Conditional entropy of the training tokens, position by position")
+    label = "Conditional entropy of the training tokens, position by position"
+    return _svg(figure, f"{label}, narrow" if narrow else label)
 
 
 def cumulative_figure(records: Sequence[Record]) -> str | None:
@@ -111,10 +119,11 @@ def cumulative_figure(records: Sequence[Record]) -> str | None:
         axes.axhline(level, color=MUTED, linewidth=1)
         axes.annotate(
             f"log2 N = {level:.2f}", (1, level), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", fontsize=9, color=MUTED,
+            ha="right", fontsize=SMALL_SIZE, color=MUTED,
         )  # fmt: skip
-    _dress(axes, "first t tokens", "bits")
+    dress(axes, "", "first t tokens", "bits")
     axes.set_ylim(0, 1.3 * ceiling)
+    axes.locator_params(axis="y", nbins=5)
     _positions_axis(axes, shown, first=0)
     _style_legend(axes, held="held (measured)", room="room (sum of log2 K)")
     return _svg(figure, "Bits held by the first tokens, against the bits that name a training image")
@@ -130,7 +139,7 @@ def codebook_figure(records: Sequence[Record]) -> str | None:
         if record.sizes:
             _line(axes, range(1, len(record.sizes) + 1), record.sizes, place)
     axes.set_yscale("log", base=2)
-    _dress(axes, "token t", "entries K_t (logarithmic)")
+    dress(axes, "", "token t", "entries K_t (logarithmic)")
     _whole_numbers(axes)
     low, high = (limit(s for r in records for s in r.sizes) for limit in (min, max))
     axes.set_ylim(low / 1.5, high * 1.5)
@@ -152,7 +161,7 @@ def position_figure(records: Sequence[Record], what: str, label: str) -> str | N
         axes.set_ylim(0, 105)
     else:
         axes.set_yscale("log", base=2)
-    _dress(axes, "token t", label)
+    dress(axes, "", "token t", label)
     if not share:
         _whole_numbers(axes)
     _positions_axis(axes, max(map(len, values)))
@@ -179,7 +188,7 @@ def prior_figure(records: Sequence[Record], place: int) -> str | None:
         + [v for r in records for v in r.entropy.get("conditional_entropy_bits", [])]
     )
     axes.set_ylim(0, 1.08 * highest)
-    _dress(axes, "token t", "bits")
+    dress(axes, "", "token t", "bits")
     _positions_axis(axes, len(train))
     _style_legend(axes, train="training images", held_out="held-out images", entropy="H_t, training tokens")
     return _svg(figure, f"Cross-entropy of the prior of {records[place].name}, position by position")
@@ -201,20 +210,24 @@ def curves_figure(records: Sequence[Record], stage: str, terms: dict[str, str], 
     shown = {}
     for (place, term), curve in found.items():
         steps, values = _averaged(*curve)
-        markers = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5} if len(steps) <= 30 else {}
-        axes.plot(steps, values, color=_colour(place), linestyle=styles[term], linewidth=1.6, **markers)
+        marker = MARKERS[place % len(MARKERS)] if len(steps) <= 30 else None
+        axes.plot(
+            steps, values, color=_colour(place), linestyle=styles[term], linewidth=1.6, marker=marker, markersize=3.5
+        )
         shown[term] = terms[term]
-    smallest, largest = (limit(min(c[1]) if limit is min else max(c[1]) for c in found.values()) for limit in (min, max))
+    smallest, largest = (
+        limit(min(c[1]) if limit is min else max(c[1]) for c in found.values()) for limit in (min, max)
+    )
     if smallest > 0 and largest > 10 * smallest:
         axes.set_yscale("log")
     elif smallest >= 0:
         axes.set_ylim(bottom=0)
-    _dress(axes, "step", label)
+    dress(axes, "", "step", label)
     if axes.get_yscale() == "log":
         _plain_numbers(axes)
     if len(shown) > 1:
         handles = [_handle(styles[term], name) for term, name in shown.items()]
-        axes.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="best")
+        axes.legend(handles=handles, frameon=False, fontsize=SMALL_SIZE, labelcolor=INK, loc="best")
     return _svg(figure, label)
 
 
@@ -228,7 +241,7 @@ def _figure(size: tuple[float, float]) -> Figure:
 
 
 def _colour(place: int) -> str:
-    return RUN_COLOURS[place % len(RUN_COLOURS)]
+    return COLOURS[place % len(COLOURS)]
 
 
 def _line(axes: Axes, x: Sequence[float] | Any, y: Sequence[float] | Any, place: int, dashed: bool = False) -> None:
@@ -238,19 +251,6 @@ def _line(axes: Axes, x: Sequence[float] | Any, y: Sequence[float] | Any, place:
         marker=MARKERS[place % len(MARKERS)] if len(y) <= 70 else None, markersize=4.5,
         markerfacecolor="none" if dashed else _colour(place),
     )  # fmt: skip
-
-
-def _dress(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label, color=MUTED)
-    axes.set_ylabel(y_label, color=MUTED)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelcolor=INK, length=3)
-    axes.patch.set_visible(False)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(MUTED)
-    axes.tick_params(axis="y", length=0)
 
 
 def _positions_axis(axes: Axes, last: int, first: int = 1) -> None:
@@ -289,9 +289,10 @@ def _style_legend(axes: Axes, **names: str) -> None:
 
     styles = {"held": "-", "train": "-", "room": (0, (4, 3)), "held_out": (0, (4, 2.5))}
     handles = [
-        Patch(color=GRID, label=name) if kind == "entropy" else _handle(styles[kind], name) for kind, name in names.items()
+        Patch(color=GRID, label=name) if kind == "entropy" else _handle(styles[kind], name)
+        for kind, name in names.items()
     ]
-    axes.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="best")
+    axes.legend(handles=handles, frameon=False, fontsize=SMALL_SIZE, labelcolor=INK, loc="best")
 
 
 def _averaged(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
@@ -312,7 +313,8 @@ def _svg(figure: Figure, label: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 10, "path.simplify": True}):
-        figure.patch.set_visible(False)
+        for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+            patch.set_visible(False)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -324,5 +326,7 @@ def _svg(figure: Figure, label: str) -> str:
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
     # Absolute size would keep it from shrinking with the page; the viewBox stays.
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+    )
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overture.analysis.style import MARKERS
 from overture.errors import OvertureError
 from overture.report import figures
 from overture.report.pictures import Strips, read_strips
@@ -39,7 +41,8 @@ def write_report(runs: Sequence[RunDirectory], path: Path, title: str) -> Path:
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OvertureError(f"{path}: cannot write the report ({error.strerror}); give another path") from error
     return path
 
@@ -61,7 +64,7 @@ def render(records: Sequence[Record], title: str) -> str:
         "version": __version__,
         "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
         "runs": records,
-        "marker_shapes": figures.MARKERS,
+        "marker_shapes": MARKERS,
         "summary": summary(records),
         "missing": missing_parts(records),
         "groups": metric_groups(records, notes),
@@ -88,6 +91,7 @@ def all_figures(records: Sequence[Record]) -> dict[str, str | None]:
 
     return {
         "entropy": figures.entropy_figure(records),
+        "entropy_narrow": figures.entropy_figure(records, narrow=True),
         "cumulative": figures.cumulative_figure(records),
         "codebook": figures.codebook_figure(records),
         "used": figures.position_figure(records, "used_per_position", "share of K_t used, percent"),
@@ -97,7 +101,7 @@ def all_figures(records: Sequence[Record]) -> dict[str, str | None]:
         "adversarial": stage1(
             {"adversarial": "generator's term", "discriminator": "discriminator"}, "adversarial losses, nats"
         ),
-        "quantizer": stage1({"quantizer": "quantizer"}, "quantizer loss, squared distance"),
+        "quantizer": stage1({"quantizer": "quantizer"}, "quantizer loss, no unit"),
         "bits": figures.curves_figure(
             records,
             "prior",
@@ -143,8 +147,19 @@ def class_rows(records: Sequence[Record]) -> dict[str, Any] | None:
         "strips": strips,
         "names": [(names[place] if place < len(names) else f"class {place}") if cut else "" for place in range(count)],
         "scale": max(s.scale for s in strips if s),
-        "guidance": [r.config.get("evaluation", {}).get("guidance") for r in records],
+        "guidance": _guidance(records, strips),
     }
+
+
+def _guidance(records: Sequence[Record], strips: Sequence[Strips | None]) -> str:
+    """With which guidance the samples were drawn, in words."""
+    settings = {
+        r.name: r.config.get("evaluation", {}).get("guidance", "unknown")
+        for r, s in zip(records, strips, strict=True)
+        if s
+    }
+    different = len(set(settings.values())) > 1
+    return "; ".join([f"{v} in {k}" for k, v in settings.items()] if different else list(settings.values())[:1])
 
 
 def reconstruction_rows(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -40,11 +40,6 @@ class Record:
         return self.results.get("entropy") or {}
 
     @property
-    def training_images(self) -> int | None:
-        """N, as the entropy was measured on."""
-        return self.entropy.get("rows")
-
-    @property
     def sizes(self) -> tuple[int, ...]:
         """Codebook size of every local position; empty if unknown."""
         return self.layout.sizes if self.layout else tuple(self.entropy.get("sizes", ()))
@@ -142,7 +137,9 @@ def _layout(config: dict[str, Any], path: Path) -> Layout | None:
             )
         )
     except (KeyError, TypeError) as error:
-        raise OvertureError(f"{path}: its tokenizer is not one of this version ({error!r}); repair or delete it") from error
+        raise OvertureError(
+            f"{path}: its tokenizer is not one of this version ({error!r}); repair or delete it"
+        ) from error
 
 
 def _schedule(book: dict[str, Any], positions: int) -> Schedule:

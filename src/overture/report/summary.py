@@ -41,48 +41,53 @@ def summary(records: Sequence[Record]) -> list[list[str]]:
 def _subject(records: Sequence[Record]) -> list[str]:
     names = words.joined([r.name for r in records])
     compared = len(records) > 1
-    sizes = {(r.training_images, r.entropy["log2_n"]) for r in records if r.entropy}
+    sizes = {(r.entropy["rows"], r.entropy["log2_n"]) for r in records if r.entropy}
     if len(sizes) != 1:
-        return [f"This page {'compares' if compared else 'describes'} {names}."]
+        return [f"This page {'compares the runs' if compared else 'describes the run'} {names}."]
     images, bits = sizes.pop()
     verb = "are compared" if compared else "was trained"
     where = "" if all(r.entropy for r in records) else ", as far as that is measured"
-    return [f"{names} {verb} on {words.count(images)} images{where}; naming one of them takes {bits:.2f} bits."]
+    return [
+        f"The {'runs' if compared else 'run'} {names} {verb} on {words.count(images)} images{where}; naming one of them takes {bits:.2f} bits."
+    ]
 
 
 def _cliff(records: Sequence[Record]) -> list[str]:
     measured = [r for r in records if r.entropy]
     if not measured:
         return []
-    room, held = [], []
-    for place, record in enumerate(measured):
-        e, run = record.entropy, f" in {record.name}" if len(records) > 1 else ""
-        t = e["predicted_cliff"]
-        if t is None:
-            room.append(f"{'the tokens' if place == 0 else 'they'} do not have room for them{run} (no t*)")
+    several = len(records) > 1
+    room, held, no_room = [], [], []
+    for record in measured:
+        e, run = record.entropy, f" ({record.name})" if several else ""
+        if e["predicted_cliff"] is None:
+            no_room.append(record.name)
         else:
-            room.append(f"the first {_tokens(t)} {'has' if t == 1 else 'have'} room for them{run} (predicted t* = {t})")
+            room.append(f"the first {_tokens(e['predicted_cliff'])}{run}")
         held.append(f"the first {e['cliff']} of {e['positions']}{run}")
-    return [
-        f"{_capital(words.joined(room))}.",
-        f"Measured, 99 % of the entropy of the tokens lies in {words.joined(held)}.",
-    ]
+    sentences = []
+    if room:
+        single = room[1:] == [] and measured[0].entropy["predicted_cliff"] == 1
+        sentences.append(f"{words.joined(room)} {'has' if single else 'have'} room for that: the predicted cliff t*")
+    if no_room:
+        sentences.append(
+            f"the tokens of {words.joined(no_room)} have room for less than that, so there is no predicted t*"
+        )
+    sentences.append(f"measured, 99 % of the entropy of the tokens lies in {words.joined(held)}")
+    return [words.sentence(sentence) for sentence in sentences]
 
 
 def _tokens(count: int) -> str:
     return "token" if count == 1 else f"{count} tokens"
 
 
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
 def _samples(records: Sequence[Record]) -> list[str]:
-    sentences = []
+    sentences: list[str] = []
     for guided, where in ((False, "without guidance"), (True, "with guidance")):
         values = _values(records, lambda r, guided=guided: samples(r, guided))  # type: ignore[misc]
         if values:
-            sentences.append(f"{values[0]} of samples {where}: {values[1]}")
+            name = f"{values[0]} of samples " if not sentences else ""
+            sentences.append(f"{name}{where}: {values[1]}")
     if not sentences:
         return []
     floor = _values(records, lambda r: (r.results.get("reconstruction") or {}).get("held_out_images_distance"))
@@ -105,9 +110,9 @@ def _values(records: Sequence[Record], find: Callable[[Record], dict[str, Any] |
     printed = [(run, words.distance(m["value"])) for run, m in found]
     protocols = [words.read_protocol(m) for _, m in found]
     mark = " (measured differently, see the marks)" if any(differences(protocols[0], p) for p in protocols[1:]) else ""
-    if len({value for _, value in printed}) == 1 and len(printed) == len(records):
-        both = " in all runs" if len(records) > 1 else ""
-        return name, printed[0][1] + both + mark
+    if len({value for _, value in printed}) == 1:
+        runs = f" ({words.joined([run for run, _ in printed])})" if len(records) > 1 else ""
+        return name, printed[0][1] + runs + mark
     return name, ", ".join(f"{value} ({run})" for run, value in printed) + mark
 
 
@@ -118,7 +123,9 @@ def _prior(records: Sequence[Record]) -> list[str]:
         if likelihood:
             train, held_out = (likelihood[f"{part}_allowed"]["bits_per_image"] for part in ("train", "held_out"))
             run = f" in {record.name}" if len(records) > 1 else ""
-            parts.append(f"{words.bits(train)} bits for a training image and {words.bits(held_out)} for a held-out one{run}")
+            parts.append(
+                f"{words.bits(train)} bits for a training image and {words.bits(held_out)} for a held-out one{run}"
+            )
     return [f"The prior needs {'; '.join(parts)}."] if parts else []
 
 
@@ -126,4 +133,6 @@ def _seeds(records: Sequence[Record]) -> list[str]:
     seeds = {r.config.get("seed") for r in records}
     if len(records) < 2 or len(seeds) != 1 or None in seeds:
         return []
-    return [f"Every run was trained once (seed {seeds.pop()}); how far the numbers vary from seed to seed is not measured."]
+    return [
+        f"Every run was trained once (seed {seeds.pop()}); how far the numbers vary from seed to seed is not measured."
+    ]

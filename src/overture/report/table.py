@@ -104,7 +104,7 @@ def _measured_cells(
         if measurement is None or protocol is None:
             cells.append(Cell(None))
             continue
-        marks = (*marks, *(notes.mark(note) for note in [*measurement.get("notes", []), *also(record)]))
+        marks = (*marks, *(notes.mark(words.sentence(note)) for note in [*measurement.get("notes", []), *also(record)]))
         value = measurement["value"]
         detail = f"{words.count(protocol.images)} images" if protocol.images is not None else ""
         cells.append(Cell("no finite value" if value is None else words.distance(value), detail, marks))
@@ -132,6 +132,7 @@ def _said(name: str, base: Protocol | None, protocol: Protocol | None) -> str:
     values = [getattr(p, name) for p in (protocol, base)]
     if name.endswith("_hash"):
         values = [words.short(value) for value in values]
+    values = [words.count(value) if isinstance(value, int) else value or "not told" for value in values]
     return f"{words.FIELDS.get(name, name)} ({values[0]} here, {values[1]} there)"
 
 
@@ -161,7 +162,7 @@ def _generation_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
 
     settings = {words.read_protocol(m).guidance for r in records if (m := samples(r, guided=True))}
     guided = f"samples, guidance {settings.pop()}" if len(settings) == 1 else "samples, with guidance"
-    far = "Fréchet distance of features to those of the training images"
+    far = "features against those of the training images"
     return (
         Row(f"{name}, samples without guidance", "", _measured_cells(records, notes, lambda r: samples(r, False)), "lower", far),
         Row(f"{name}, {guided}", "", _measured_cells(records, notes, lambda r: samples(r, True)), "lower", far),
@@ -184,7 +185,9 @@ def _reconstruction_rows(records: Sequence[Record], notes: Footnotes) -> tuple[R
     protocols = [words.read_protocol(part["distance"]) if part else None for part in parts]
     # PSNR and SSIM need no feature network and no reference statistics.
     pixels = [
-        Protocol(images=p.images, image_size=p.image_size, crop=p.crop, resize=p.resize, dtype=p.dtype, weights=p.weights)
+        Protocol(
+            images=p.images, image_size=p.image_size, crop=p.crop, resize=p.resize, dtype=p.dtype, weights=p.weights
+        )
         if p
         else None
         for p in protocols
@@ -197,7 +200,9 @@ def _reconstruction_rows(records: Sequence[Record], notes: Footnotes) -> tuple[R
             if q is None:
                 out.append(Cell(None))
             elif q[key] is None:
-                out.append(Cell("infinite", marks=(*mark, notes.mark(q.get("note", "some images are exact")))))
+                out.append(
+                    Cell("infinite", marks=(*mark, notes.mark(words.sentence(q.get("note", "some images are exact")))))
+                )
             else:
                 out.append(Cell(f"{q[key]:.{digits}f}", marks=mark))
         return tuple(out)
@@ -267,7 +272,7 @@ def _usage(records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
         used = record.usage("used_per_position")
         values.append(words.percent(sum(used) / len(used)) if used else None)
         lowest = min(range(len(used)), key=used.__getitem__) if used else 0
-        details.append(f"lowest {words.percent(used[lowest])}, token {lowest + 1}" if used else "")
+        details.append(f"lowest {words.percent(used[lowest])}, token\u00a0{lowest + 1}" if used else "")
     return values, details
 
 
@@ -276,7 +281,9 @@ def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
 
     def marks(split: str) -> list[tuple[str, ...]]:
         about = [
-            Protocol(images=p[f"{split}_allowed"]["images"], crop=p.get("crop"), weights=p.get("weights")) if p else None
+            Protocol(images=p[f"{split}_allowed"]["images"], crop=p.get("crop"), weights=p.get("weights"))
+            if p
+            else None
             for p in parts
         ]
         return _protocol_marks(records, about, notes)
@@ -341,7 +348,7 @@ def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
 
 
 def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(what, how) for every kind of measurement; once if all runs agree, else once for each run."""
+    """(what, how) for every kind of measurement; runs that were measured alike are told together."""
     kinds: list[tuple[str, Callable[[Record], str | None]]] = [
         ("Samples without guidance", lambda r: _how(samples(r, guided=False))),
         ("Samples with guidance", lambda r: _how(samples(r, guided=True))),
@@ -352,11 +359,13 @@ def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
     sentences = []
     for what, find in kinds:
-        found = [(r.name, how) for r in records if (how := find(r))]
-        if len({how for _, how in found}) == 1:
-            sentences.append((what, found[0][1]))
-        else:
-            sentences += [(f"{what} ({name})", how) for name, how in found]
+        runs: dict[str, list[str]] = {}
+        for record in records:
+            if how := find(record):
+                runs.setdefault(how, []).append(record.name)
+        sentences += [
+            (what if len(runs) == 1 else f"{what} ({words.joined(names)})", how) for how, names in runs.items()
+        ]
     return sentences
 
 
@@ -377,4 +386,6 @@ def _how_likelihood(record: Record) -> str | None:
         return None
     train, held_out = (words.count(about[f"{split}_allowed"]["images"]) for split in ("train", "held_out"))
     settings = "; ".join(f"{key}: {about[key]}" for key in ("weights", "crop") if about.get(key))
-    return f"Cross-entropy given the class, {train} training and {held_out} held-out images, without guidance; {settings}."
+    return (
+        f"Cross-entropy given the class, {train} training and {held_out} held-out images, without guidance; {settings}."
+    )

@@ -8,7 +8,19 @@ from typing import Any
 
 from overture.evaluation.protocol import Protocol
 
-__all__ = ["FIELDS", "bits", "count", "distance", "duration", "in_words", "joined", "percent", "read_protocol", "short"]
+__all__ = [
+    "FIELDS",
+    "bits",
+    "count",
+    "distance",
+    "duration",
+    "in_words",
+    "joined",
+    "percent",
+    "read_protocol",
+    "sentence",
+    "short",
+]
 
 FIELDS = {
     "network": "feature network",
@@ -47,8 +59,9 @@ def count(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share of 1, in percent; never 100 % when something is missing."""
-    text = f"{100 * share:.1f}"
-    return f"{'100' if share == 1 else min(text, '99.9') if text == '100.0' else text} %"
+    if share == 1:
+        return "100 %"
+    return f"{min(round(100 * share, 1), 99.9):.1f} %"
 
 
 def duration(seconds: float) -> str:
@@ -61,6 +74,11 @@ def duration(seconds: float) -> str:
 def joined(items: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
+
+def sentence(note: str) -> str:
+    """With a capital and a full stop."""
+    return f"{note[:1].upper()}{note[1:].rstrip('.')}."
 
 
 def short(digest: str | None) -> str:
