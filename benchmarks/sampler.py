@@ -106,7 +106,7 @@ def main() -> None:
             begin = time.perf_counter()
             tokens[name] = run()
             seconds[name].append(time.perf_counter() - begin)
-    reference, float32, bfloat16 = runs
+    reference, float32, _ = runs
     slow = min(seconds[reference])
     for name in runs:
         fast = min(seconds[name])

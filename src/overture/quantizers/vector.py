@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overture.errors import UsageError
 from overture.quantizers.base import Quantized, Quantizer
 from overture.quantizers.search import nearest_codes, soft_lookup
 
@@ -35,24 +36,25 @@ class VectorConfig:
     commitment: float = 0.25
     revive_after: int = 0
 
+    def __post_init__(self) -> None:
+        if self.z_dim < 1 or self.commitment < 0 or self.revive_after < 0:
+            raise UsageError("vector quantizer: needs z_dim >= 1, commitment >= 0 and revive_after >= 0")
+
     def build(self, dim: int, sizes: Sequence[int]) -> VectorQuantizer:
         """Make the module for encoder outputs of ``dim`` channels."""
         return VectorQuantizer(self, dim, sizes)
 
 
-class VectorQuantizer(Quantizer):
+class CodebookQuantizer(Quantizer):
     """One shared codebook; position l chooses among its first ``sizes[l]`` entries by the largest dot product."""
 
-    def __init__(self, config: VectorConfig | SoftConfig, dim: int, sizes: Sequence[int]) -> None:
+    def __init__(self, z_dim: int, dim: int, sizes: Sequence[int]) -> None:
         super().__init__(sizes)
-        self.config, self.z_dim = config, config.z_dim
-        self.projection = nn.Linear(dim, config.z_dim)
-        self.codebook = nn.Parameter(torch.randn(max(sizes), config.z_dim) * config.z_dim**-0.5)
+        self.z_dim = z_dim
+        self.projection = nn.Linear(dim, z_dim)
+        self.codebook = nn.Parameter(torch.randn(max(sizes), z_dim) * z_dim**-0.5)
         nn.init.trunc_normal_(self.projection.weight, std=0.02)
         nn.init.zeros_(self.projection.bias)
-        self._last: tuple[Tensor, Tensor] | None = None
-        if isinstance(config, VectorConfig) and config.revive_after:
-            self.register_buffer("idle", torch.zeros(max(sizes), dtype=torch.int32))
 
     def project(self, features_BLD: Tensor) -> Tensor:
         """Encoder outputs as unit vectors ``[B, L, Z]``, float32."""
@@ -63,6 +65,26 @@ class VectorQuantizer(Quantizer):
         """The codebook as unit vectors ``[K, Z]``."""
         return F.normalize(self.codebook.float(), dim=-1)
 
+    def encode(self, features_BLD: Tensor) -> Tensor:
+        return nearest_codes(self.project(features_BLD), self.unit_codes(), self.sizes)
+
+    def codes(self, ids_BL: Tensor) -> Tensor:
+        return F.embedding(ids_BL, self.unit_codes())
+
+
+class VectorQuantizer(CodebookQuantizer):
+    """Straight-through: the gradient of a code goes to the encoder output unchanged, codes learn from the loss."""
+
+    idle: Tensor
+    """Steps since each code was last chosen; only where dead codes are revived."""
+
+    def __init__(self, config: VectorConfig, dim: int, sizes: Sequence[int]) -> None:
+        super().__init__(config.z_dim, dim, sizes)
+        self.config = config
+        self._last: tuple[Tensor, Tensor] | None = None
+        if config.revive_after:
+            self.register_buffer("idle", torch.zeros(max(sizes), dtype=torch.int32))
+
     def forward(self, features_BLD: Tensor) -> Quantized:
         z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
         ids_BL = nearest_codes(z_BLZ, codes_KZ, self.sizes)
@@ -71,12 +93,6 @@ class VectorQuantizer(Quantizer):
         loss = self.config.commitment * F.mse_loss(z_BLZ, chosen_BLZ.detach()) + F.mse_loss(chosen_BLZ, z_BLZ.detach())
         return Quantized(ids_BL, z_BLZ + (chosen_BLZ - z_BLZ).detach(), loss)
 
-    def encode(self, features_BLD: Tensor) -> Tensor:
-        return nearest_codes(self.project(features_BLD), self.unit_codes(), self.sizes)
-
-    def codes(self, ids_BL: Tensor) -> Tensor:
-        return F.embedding(ids_BL, self.unit_codes())
-
     @torch.no_grad()
     def maintain(self, seed: int, step: int) -> int:
         """Move codes that have been idle for too long onto encoder outputs of the last (global) batch.
@@ -84,12 +100,12 @@ class VectorQuantizer(Quantizer):
         Every process draws the same places from ``(seed, step)`` and sees the outputs of all processes, in rank order,
         so the codebook stays the same on all of them and is what a single process would have made.
         """
-        if not hasattr(self, "idle") or self._last is None:
+        if not self.config.revive_after or self._last is None:
             return 0
         z_BLZ, ids_BL = (_gather(part) for part in self._last)
         self.idle += 1
         self.idle[ids_BL.unique()] = 0
-        dead = (self.idle >= self.config.revive_after).nonzero().flatten()  # type: ignore[union-attr]
+        dead = (self.idle >= self.config.revive_after).nonzero().flatten()
         if len(dead):
             self.codebook[dead] = self._replacements(z_BLZ, dead, seed, step).to(self.codebook.dtype)
             self.idle[dead] = 0
@@ -115,15 +131,21 @@ class SoftConfig:
     z_dim: int = 14
     temperature: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.z_dim < 1 or not self.temperature > 0:
+            raise UsageError("soft quantizer: needs z_dim >= 1 and temperature > 0")
+
     def build(self, dim: int, sizes: Sequence[int]) -> SoftQuantizer:
         """Make the module for encoder outputs of ``dim`` channels."""
         return SoftQuantizer(self, dim, sizes)
 
 
-class SoftQuantizer(VectorQuantizer):
-    """Codes are chosen as by :class:`VectorQuantizer`; gradient comes through :meth:`look_up` alone."""
+class SoftQuantizer(CodebookQuantizer):
+    """Codes are chosen as by :class:`VectorQuantizer`; the gradient is that of a softmax over the codes."""
 
-    config: SoftConfig
+    def __init__(self, config: SoftConfig, dim: int, sizes: Sequence[int]) -> None:
+        super().__init__(config.z_dim, dim, sizes)
+        self.config = config
 
     def forward(self, features_BLD: Tensor) -> Quantized:
         z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
