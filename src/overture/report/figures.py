@@ -27,6 +27,7 @@ __all__ = [
     "cumulative_figure",
     "curves_figure",
     "entropy_figure",
+    "marker",
     "position_figure",
     "prior_figure",
     "shown_positions",
@@ -210,9 +211,9 @@ def curves_figure(records: Sequence[Record], stage: str, terms: dict[str, str], 
     shown = {}
     for (place, term), curve in found.items():
         steps, values = _averaged(*curve)
-        marker = MARKERS[place % len(MARKERS)] if len(steps) <= 30 else None
+        shape = marker(place) if len(steps) <= 30 else None
         axes.plot(
-            steps, values, color=_colour(place), linestyle=styles[term], linewidth=1.6, marker=marker, markersize=3.5
+            steps, values, color=_colour(place), linestyle=styles[term], linewidth=1.6, marker=shape, markersize=3.5
         )
         shown[term] = terms[term]
     smallest, largest = (
@@ -240,6 +241,11 @@ def _figure(size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
+def marker(place: int) -> str:
+    """The marker of a run; once the colours repeat, they meet other markers."""
+    return MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+
+
 def _colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
@@ -248,7 +254,7 @@ def _line(axes: Axes, x: Sequence[float] | Any, y: Sequence[float] | Any, place:
     """A run's curve over positions; markers while there is room for them."""
     axes.plot(
         x, y, color=_colour(place), linewidth=1.8, linestyle=(0, (4, 2.5)) if dashed else "-",
-        marker=MARKERS[place % len(MARKERS)] if len(y) <= 70 else None, markersize=4.5,
+        marker=marker(place) if len(y) <= 70 else None, markersize=4.5,
         markerfacecolor="none" if dashed else _colour(place),
     )  # fmt: skip
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.analysis.style import MARKERS
 from overture.errors import OvertureError
 from overture.report import figures
 from overture.report.pictures import Strips, read_strips
@@ -64,7 +63,7 @@ def render(records: Sequence[Record], title: str) -> str:
         "version": __version__,
         "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
         "runs": records,
-        "marker_shapes": MARKERS,
+        "markers": [figures.marker(place) for place in range(len(records))],
         "summary": summary(records),
         "missing": missing_parts(records),
         "groups": metric_groups(records, notes),
