@@ -22,9 +22,10 @@ LABEL_KEYS = ("labels", "arr_1")
 
 @dataclass(frozen=True)
 class LoadedIds:
-    """Token ids int64 ``[N, T]``, with the labels ``[N]`` and the layout where the file has them."""
+    """Token ids ``[N, T]`` in the integer type of the file (a memory map where the file allows one: ids at the size of
+    ImageNet are not read twice), with the labels ``[N]`` and the layout where the file has them."""
 
-    ids: NDArray[np.int64]
+    ids: NDArray[np.integer]
     labels: NDArray[np.int64] | None = None
     layout: Layout | None = None
 
@@ -49,10 +50,10 @@ def load_ids(path: Path | str, crop: int = 0) -> LoadedIds:
         tokens = TokenFile.open(path)
         if not 0 <= crop < tokens.crops:
             raise UsageError(f"{path}: no crop {crop}, it has {tokens.crops} (counted from 0)")
-        return LoadedIds(tokens.ids(crop=crop), tokens.labels, tokens.layout)
+        return LoadedIds(tokens.stored[:, crop], tokens.labels, tokens.layout)
     try:
         if start[:6] == b"\x93NUMPY":
-            return LoadedIds(_check(path, "the array", np.load(path, allow_pickle=False)))
+            return LoadedIds(_check(path, "the array", np.load(path, mmap_mode="r", allow_pickle=False)))
         if start[:4] == b"PK\x03\x04":
             with np.load(path, allow_pickle=False) as archive:
                 return _from_archive(path, {key: archive[key] for key in archive})
@@ -75,15 +76,14 @@ def _from_archive(path: Path, arrays: dict[str, NDArray[np.generic]]) -> LoadedI
     return LoadedIds(ids)
 
 
-def _check(path: Path, name: str, array: NDArray[np.generic]) -> NDArray[np.int64]:
+def _check(path: Path, name: str, array: NDArray[np.generic]) -> NDArray[np.integer]:
     if array.dtype.kind not in "iu":
         raise OvertureError(f"{path}: {name} is {array.dtype}, token ids are integers")
     if array.ndim != 2 or 0 in array.shape:
         raise OvertureError(f"{path}: {name} has shape {array.shape}, needs [images, positions]")
-    ids = array.astype(np.int64)
-    if int(ids.min()) < 0:
-        row, column = np.argwhere(ids < 0)[0]
+    if array.dtype.kind == "i" and int(array.min()) < 0:
+        row, column = np.argwhere(array < 0)[0]
         raise OvertureError(
-            f"{path}: {name} holds {ids[row, column]} at row {row}, position {column}; ids count from 0"
+            f"{path}: {name} holds {array[row, column]} at row {row}, position {column}; ids count from 0"
         )
-    return ids
+    return array  # type: ignore[return-value]

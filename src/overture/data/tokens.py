@@ -169,6 +169,11 @@ class TokenFile:
         """How many classes the labels count."""
         return self.header.num_classes
 
+    @property
+    def stored(self) -> NDArray[np.unsignedinteger]:
+        """All local ids ``[rows, crops, T]`` as they are stored, memory-mapped."""
+        return self._ids
+
     def __len__(self) -> int:
         return self.rows
 

@@ -1,0 +1,167 @@
+"""The joint prior of stage 1: the small prior whose cross-entropy trains a prologue ("Prologue", spec section 6).
+
+Generator step: with the prior's weights frozen, the cross-entropy of the sequence reaches the encoder through the
+embeddings of soft-backward tokens (:meth:`Quantizer.embed`); all other tokens are constants to it. Discriminator step:
+the prior learns from the detached tokens of the same batch.
+
+Shapes: B images, L sequence positions, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overture.errors import UsageError
+from overture.layout import Layout
+from overture.priors.model import PriorConfig
+from overture.tokenizers.tokenizer import Tokenized, Tokenizer
+from overture.training.distributed import World
+from overture.training.ema import EMA
+from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
+
+__all__ = ["JointPrior", "JointPriorConfig", "segment_terms"]
+
+
+@dataclass(frozen=True)
+class JointPriorConfig:
+    """A prior trained beside the tokenizer.
+
+    ``encoder_weight`` weighs its cross-entropy in the generator step. With probability ``input_dropout`` per image,
+    all inputs after a separator are replaced by that separator (targets stay), so that they have to be predicted from
+    the segments before it. ``label_drop`` 1 makes the prior unconditional.
+    """
+
+    prior: PriorConfig = PriorConfig(dim=512, depth=7, heads=8, dropout=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.9, 0.99), weight_decay=0.03, warmup=20_000, flat=100_000
+    )
+    encoder_weight: float = 3.0
+    input_dropout: float = 0.5
+    label_drop: float = 1.0
+    ema_half_life: float = 2500.0
+
+    def __post_init__(self) -> None:
+        for name in ("input_dropout", "label_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"joint prior: {name} is {getattr(self, name)}, needs a probability")
+
+    def build(self, layout: Layout, steps: int, world: World) -> JointPrior:
+        """Make the prior and its optimiser for ``steps`` discriminator steps."""
+        return JointPrior(self, layout, steps, world)
+
+
+class JointPrior:
+    """The prior, its EMA and its optimiser, and the two kinds of step."""
+
+    def __init__(self, config: JointPriorConfig, layout: Layout, steps: int, world: World) -> None:
+        self.config, self.layout, self.world = config, layout, world
+        self.prior = config.prior.build(layout).to(world.device)
+        world.share(self.prior)
+        self.ema = EMA(self.prior, config.ema_half_life)
+        self.optimizer, self.schedule = config.optimizer.build(self.prior.named_parameters(), steps)
+        self.fillers = input_fillers(layout).to(world.device)
+
+    def encoder_terms(self, tokenizer: Tokenizer, out: Tokenized, classes: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy by segment with the prior's weights frozen; its gradient reaches the encoder."""
+        self.prior.requires_grad_(False)
+        self.prior.eval()
+        embeddings_BLD = self.embeddings(tokenizer, out, self.draw_dropped(len(out.ids)))
+        terms = self.terms(embeddings_BLD, self.layout.to_sequence(out.ids), classes)
+        self.prior.requires_grad_(True)
+        return terms
+
+    def embeddings(self, tokenizer: Tokenizer, out: Tokenized, dropped_B: Tensor) -> Tensor:
+        """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""
+        table_VD = self.prior.token_embedding.weight
+        sequence_BL = self.layout.to_sequence(out.ids)
+        parts, start = [], 0
+        for segment, offset in zip(self.layout.segments, self.layout.offsets, strict=True):
+            rows_KD = table_VD[offset : offset + segment.codebook_size]
+            quantizer = tokenizer.quantizers[segment.name]
+            ids = out.quantized[segment.name].ids
+            parts.append(quantizer.embed(out.features[segment.name], ids, rows_KD))  # type: ignore[operator]
+            start += len(segment)
+            if segment.separator:
+                parts.append(F.embedding(sequence_BL[:, start : start + 1], table_VD))
+                start += 1
+        filler_LD = F.embedding(self.fillers.clamp(min=0), table_VD)
+        replaced_BL = dropped_B[:, None] & (self.fillers >= 0)
+        return torch.where(replaced_BL[..., None], filler_LD, torch.cat(parts, dim=1))
+
+    def terms(self, embeddings_BLD: Tensor, sequence_BL: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy by segment from input embeddings of all positions (the last one is not an input)."""
+        logits_BLV = self.prior.predict(embeddings_BLD[:, :-1], classes)
+        return segment_terms(logits_BLV, sequence_BL, self.layout)
+
+    def draw_dropped(self, batch: int) -> Tensor:
+        """Which images of the batch lose their inputs after a separator."""
+        return torch.rand(batch, device=self.world.device) < self.config.input_dropout
+
+    def draw_classes(self, labels: Tensor) -> Tensor:
+        """Labels, or "unconditional" with probability ``label_drop``."""
+        kept = torch.rand(len(labels), device=labels.device) >= self.config.label_drop
+        return torch.where(kept, labels, self.prior.unconditional)
+
+    def train_step(self, ids: Tensor, classes: Tensor, step: int) -> dict[str, Tensor]:
+        """The prior takes one step on detached local ids ``[B, T]``."""
+        self.prior.train()
+        sequence_BL = self.layout.to_sequence(ids)
+        replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
+        inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
+        terms = self.terms(self.prior.token_embedding(inputs_BL), sequence_BL, classes)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for parameter in self.prior.parameters() if parameter.grad is not None]
+        self.world.average_gradients(parameters)
+        zero_nonfinite_gradients(parameters)
+        set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
+        self.optimizer.step()
+        self.ema.update(self.prior)
+        return {"joint_prior": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "prior": self.prior.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.prior.load_state_dict(state["prior"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def segment_terms(logits_BLV: Tensor, sequence_BL: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """``ce_NAME`` of each segment (and ``ce_separator``): sums over its positions, mean over images, divided by L.
+
+    Together they are the mean cross-entropy per position, in nats.
+    """
+    length = layout.sequence_length
+    losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2).float(), sequence_BL, reduction="none")
+    by_position_L = losses_BL.mean(dim=0) / length
+    terms: dict[str, Tensor] = {}
+    for place, position in enumerate(layout.positions):
+        name = "ce_separator" if position.is_separator else f"ce_{layout.names[position.segment]}"
+        terms[name] = terms[name] + by_position_L[place] if name in terms else by_position_L[place]
+    return terms
+
+
+def input_fillers(layout: Layout) -> Tensor:
+    """What input dropout puts at each position ``[L]``: the separator before it, or -1 where nothing is replaced."""
+    fillers, current = [], -1
+    for position in layout.positions:
+        if position.is_separator:
+            fillers.append(-1)
+            current = position.low
+        else:
+            fillers.append(current)
+    return torch.tensor(fillers)
