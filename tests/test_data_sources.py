@@ -81,6 +81,13 @@ def test_fingerprint_follows_the_data_not_the_place(folder, tmp_path):
     assert open_source(str(moved)).fingerprint() != before
 
 
+def test_zip_entries_with_extra_fields(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as target, target.open("cat/x.png", "w", force_zip64=True) as entry:
+        entry.write(png(7))
+    assert (tmp_path / "a.zip").read_bytes()[28] > 0  # the length of the extra field
+    assert open_source(str(tmp_path / "a.zip")).read(0).getpixel((0, 0)) == 7
+
+
 def test_a_forked_process_reads_a_zip_through_its_own_handle(archive):
     source = open_source(f"{archive}/deep/train")
     source.read(0)
@@ -239,6 +246,11 @@ def test_embedded():
     # The first image is an ankle boot: nothing above, the sole below.
     assert np.asarray(source.read(0))[:3].sum() == 0
     assert np.asarray(source.read(0))[15:19].mean() > 100
+    # Labels and images go together: the nearest class mean is the right one for about two images in three.
+    pixels = source.images.reshape(10_000, -1).astype(np.float32)
+    means = np.stack([pixels[source.labels == label].mean(axis=0) for label in range(10)])
+    nearest = ((means**2).sum(axis=1) - 2 * pixels @ means.T).argmin(axis=1)
+    assert (nearest == source.labels).mean() > 0.65
 
 
 def idx(array):

@@ -101,6 +101,13 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert not same(other, batches[0])
 
 
+def test_the_order_changes_from_epoch_to_epoch():
+    order = ShuffledOrder(items=12, batch_size=12, seed=0)
+    first, second = order.batch(0)[1], order.batch(1)[1]
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert (first != second).any()
+
+
 def test_crops_change_from_epoch_to_epoch():
     config = DataConfig(image_size=6, mirror=False)
     batches = take(TrainingStream(numbers(4), config, 4, seed=0), 0, 2)
