@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,9 +82,10 @@ def _check(path: Path, name: str, array: NDArray[np.generic]) -> NDArray[np.inte
         raise OvertureError(f"{path}: {name} is {array.dtype}, token ids are integers")
     if array.ndim != 2 or 0 in array.shape:
         raise OvertureError(f"{path}: {name} has shape {array.shape}, needs [images, positions]")
-    if array.dtype.kind == "i" and int(array.min()) < 0:
-        row, column = np.argwhere(array < 0)[0]
+    ids = cast(NDArray[np.integer], array)
+    if ids.dtype.kind == "i" and int(ids.min()) < 0:
+        row, column = np.argwhere(ids < 0)[0]
         raise OvertureError(
-            f"{path}: {name} holds {array[row, column]} at row {row}, position {column}; ids count from 0"
+            f"{path}: {name} holds {ids[row, column]} at row {row}, position {column}; ids count from 0"
         )
-    return array  # type: ignore[return-value]
+    return ids
