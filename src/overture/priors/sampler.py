@@ -23,7 +23,6 @@ from overture.priors.model import Prior
 __all__ = ["generate", "restrict", "step_temperatures"]
 
 
-@torch.inference_mode()
 def generate(
     prior: Prior,
     class_ids: Tensor | Sequence[int],
@@ -40,26 +39,28 @@ def generate(
 
     ``temperature`` is one number or one per segment name. ``top_k`` 0 and ``top_p`` 1 keep all ids; ``top_k`` 1 is
     greedy. ``prefix`` ``[B, P]`` or ``[P]`` holds sequence ids to continue. ``generator`` makes the result
-    reproducible for a given batch. ``dtype`` is the type the transformer runs in (the output head stays float32).
+    reproducible for a given batch. ``dtype`` is the type of the transformer's matrices and of the cache; the output
+    head stays float32. The mode of the module does not matter: there is no dropout here.
     """
-    run = _Run(prior, class_ids, Guidance.of(guidance).scales(prior.layout), dtype)
-    temperatures = step_temperatures(prior, temperature)
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise UsageError(f"sampling: top_k is {top_k} (needs >= 0), top_p is {top_p} (needs 0 < top_p <= 1)")
-    given = run.set_prefix(prefix)
-    for step in range(given, prior.layout.sequence_length):
-        position = prior.layout.positions[step]
-        if position.high - position.low == 1:
-            run.sequence[:, step] = position.low
-            continue
-        logits_BS = run.logits(step) / temperatures[step]
-        probability = restrict(logits_BS, top_k, top_p).softmax(dim=-1)
-        if top_k == 1:
-            choice = probability.argmax(dim=-1)
-        else:
-            choice = torch.multinomial(probability, 1, generator=generator)[:, 0]
-        run.sequence[:, step] = choice + position.low
-    return run.sequence.clone()
+    with torch.inference_mode():
+        run = _Run(prior, class_ids, Guidance.of(guidance).scales(prior.layout), dtype)
+        temperatures = step_temperatures(prior, temperature)
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise UsageError(f"sampling: top_k is {top_k} (needs >= 0), top_p is {top_p} (needs 0 < top_p <= 1)")
+        given = run.set_prefix(prefix)
+        for step in range(given, prior.layout.sequence_length if run.batch else 0):
+            position = prior.layout.positions[step]
+            if position.high - position.low == 1:
+                run.sequence[:, step] = position.low
+                continue
+            logits_BS = run.logits(step) / temperatures[step]
+            if top_k == 1:
+                choice = logits_BS.argmax(dim=-1)
+            else:
+                probability = restrict(logits_BS, top_k, top_p).softmax(dim=-1)
+                choice = torch.multinomial(probability, 1, generator=generator)[:, 0]
+            run.sequence[:, step] = choice + position.low
+    return run.sequence.clone()  # outside of inference mode: a tensor that training may use
 
 
 def step_temperatures(prior: Prior, temperature: float | Mapping[str, float]) -> list[float]:
@@ -77,13 +78,14 @@ def step_temperatures(prior: Prior, temperature: float | Mapping[str, float]) ->
 def restrict(logits_BS: Tensor, top_k: int, top_p: float) -> Tensor:
     """Logits with all but the ``top_k`` largest, then all outside the ``top_p`` nucleus, set to -inf.
 
-    The nucleus is the smallest set of likeliest ids whose probability reaches ``top_p``.
+    Exactly ``top_k`` survive, ties or not. The nucleus is the smallest set of likeliest ids whose probability reaches
+    ``top_p``; of equally likely ids the lower one comes first.
     """
     if 0 < top_k < logits_BS.shape[-1]:
-        smallest = logits_BS.topk(top_k, dim=-1).values[:, -1:]
-        logits_BS = logits_BS.masked_fill(logits_BS < smallest, -torch.inf)
+        largest = logits_BS.topk(top_k, dim=-1)
+        logits_BS = torch.full_like(logits_BS, -torch.inf).scatter(-1, largest.indices, largest.values)
     if top_p < 1:
-        ordered, order = logits_BS.sort(dim=-1, descending=True)
+        ordered, order = logits_BS.sort(dim=-1, descending=True, stable=True)
         probability = ordered.softmax(dim=-1)
         outside = probability.cumsum(dim=-1) - probability >= top_p
         logits_BS = logits_BS.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
@@ -106,6 +108,8 @@ class _Run:
         if self.guided:
             self.classes = torch.cat([self.classes, torch.full_like(self.classes, prior.unconditional)])
         dtype = dtype or prior.token_embedding.weight.dtype
+        if not dtype.is_floating_point:
+            raise UsageError(f"sampling: dtype is {dtype}, needs a floating-point type")
         self.transformer = PackedTransformer(prior.transformer, prior.rotary, dtype)
         self.head = PackedHead(prior.head, prior.transformer.condition.constant())
         size = prior.config.transformer
@@ -120,12 +124,14 @@ class _Run:
         if prefix is None:
             return 0
         layout = self.prior.layout
-        prefix = torch.as_tensor(prefix, device=self.sequence.device).long()
+        prefix = torch.as_tensor(prefix, device=self.sequence.device)
         prefix = prefix.expand(self.batch, -1) if prefix.ndim == 1 else prefix
-        if prefix.shape[0] != self.batch or prefix.shape[1] > layout.sequence_length:
+        if prefix.ndim != 2 or prefix.shape[0] != self.batch or prefix.shape[1] > layout.sequence_length:
             raise UsageError(
                 f"prefix is {list(prefix.shape)}, needs [{self.batch}, at most {layout.sequence_length}] ids"
             )
+        if prefix.dtype.is_floating_point:
+            raise UsageError(f"prefix holds {str(prefix.dtype)[6:]} numbers, needs integer ids of the sequence view")
         for step, position in enumerate(layout.positions[: prefix.shape[1]]):
             column = prefix[:, step]
             if ((column < position.low) | (column >= position.high)).any():

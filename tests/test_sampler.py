@@ -1,0 +1,388 @@
+"""The sampler against the full forward pass, brute force and the layout's rules."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from overture.errors import UsageError
+from overture.layout import Layout, Segment
+from overture.nn.packed import PackedLinear, PackedTransformer
+from overture.priors import Guidance, Prior, PriorConfig
+from overture.priors.sampler import _Run, generate, restrict, step_temperatures
+
+LAYOUTS = {
+    "plain": Layout.single((40,) * 9),
+    "prologue": Layout((Segment("prologue", (7,) * 4, separator=True), Segment("visual", (30,) * 6))),
+    "vcq": Layout((Segment("prologue", (2, 3, 5)), Segment("visual", (2, 3, 4, 8, 16, 33)))),
+    "fixed": Layout((Segment("a", (1, 4), separator=True), Segment("b", (3, 1), separator=True), Segment("c", (6, 1)))),
+    "tiles": Layout((Segment("prologue", (100, 1030)), Segment("visual", (3, 1500, 2500)))),
+}
+SPLIT = {
+    "plain": Guidance.cosine(4.0, power=1.5),
+    "prologue": Guidance.split(prologue=0.7, visual=Guidance.cosine(3.0, power=0.2)),
+    "vcq": Guidance.split(visual=2.0),
+    "fixed": Guidance.split(a=2.0, c=3.0),
+    "tiles": Guidance.constant(1.5),
+}
+
+
+@functools.cache
+def prior(name: str) -> Prior:
+    torch.manual_seed(0)
+    module = PriorConfig(32, 3, 2, 11 / 4, 8, 5, rope_axes=(8, 4, 4)).build(LAYOUTS[name]).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def reference_logits(model: Prior, sequence: Tensor, classes: Tensor, guidance: Guidance) -> Tensor:
+    """Guided logits of every position by the full forward pass, -inf where the layout allows no id."""
+    conditional = model(sequence, classes)
+    unconditional = model(sequence, torch.full_like(classes, model.unconditional))
+    scale = torch.tensor(guidance.scales(model.layout))[:, None]
+    logits = scale * conditional + (1 - scale) * unconditional
+    allowed = torch.full(logits.shape[1:], -torch.inf)
+    for step, position in enumerate(model.layout.positions):
+        allowed[step, position.low : position.high] = 0
+    return (logits + allowed).detach()
+
+
+def random_sequences(layout: Layout, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(size, (count,), generator=generator) for size in layout.sizes]
+    return layout.to_sequence(torch.stack(columns, dim=1))
+
+
+@pytest.fixture
+def advances(monkeypatch: pytest.MonkeyPatch) -> list[tuple[slice, int, int]]:
+    """Records (rows, first position, positions) of every call of the transformer."""
+    calls: list[tuple[slice, int, int]] = []
+    original = PackedTransformer.__call__
+
+    def record(self, x, cache, rows, start):  # type: ignore[no-untyped-def]
+        calls.append((rows, start, x.shape[1]))
+        return original(self, x, cache, rows, start)
+
+    monkeypatch.setattr(PackedTransformer, "__call__", record)
+    return calls
+
+
+# -- logits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("kind", ["none", "constant", "split"])
+def test_cached_logits_are_those_of_the_full_forward(name: str, kind: str) -> None:
+    model, classes = prior(name), torch.tensor([0, 4, 2])
+    guidance = {"none": Guidance.none(), "constant": Guidance.constant(2.5), "split": SPLIT[name]}[kind]
+    sequence = random_sequences(model.layout, 3)
+    expected = reference_logits(model, sequence, classes, guidance)
+    with torch.inference_mode():
+        run = _Run(model, classes, guidance.scales(model.layout), None)
+        run.sequence[:] = sequence
+        for step, position in enumerate(model.layout.positions):
+            if position.high - position.low > 1:
+                ours = run.logits(step)
+                assert ours.shape == (3, position.high - position.low)
+                theirs = expected[:, step, position.low : position.high]
+                assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * expected[expected.isfinite()].abs().max())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_greedy_tokens_are_the_argmax_of_the_full_forward(name: str) -> None:
+    model, classes = prior(name), torch.arange(5)
+    sequence = generate(model, classes, guidance=SPLIT[name], top_k=1)
+    assert torch.equal(reference_logits(model, sequence, classes, SPLIT[name]).argmax(dim=-1), sequence)
+
+
+def test_bfloat16_is_close() -> None:
+    model, classes = prior("prologue"), torch.tensor([1, 2])
+    sequence = random_sequences(model.layout, 2)
+    scales = Guidance.none().scales(model.layout)
+    logits = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            run = _Run(model, classes, scales, dtype)
+            run.sequence[:] = sequence
+            logits[dtype] = torch.cat([run.logits(step) for step in (0, 1, 2, 5, 9)], dim=1)
+    error = (logits[torch.bfloat16] - logits[torch.float32]).abs().max() / logits[torch.float32].abs().max()
+    assert 0 < error < 0.05
+    assert logits[torch.bfloat16].dtype == torch.float32
+
+
+def test_unpacked_matrices_give_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prior("tiles")
+    packed = model.generate([0, 1], guidance=2.0, top_k=1)
+    monkeypatch.setattr("overture.nn.packed.can_pack", lambda weight: False)
+    assert torch.equal(model.generate([0, 1], guidance=2.0, top_k=1), packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@given(rows=st.integers(1, 9), inputs=st.integers(1, 70), outputs=st.integers(1, 70))
+@settings(max_examples=15, deadline=None)
+def test_packed_linear(dtype: torch.dtype, bias: bool, rows: int, inputs: int, outputs: int) -> None:
+    torch.manual_seed(rows * 10_000 + inputs * 100 + outputs)
+    layer = torch.nn.Linear(inputs, outputs, bias=bias)
+    x = torch.randn(rows, 2, inputs)
+    with torch.no_grad():
+        ours = PackedLinear(layer.weight, layer.bias, dtype=dtype)(x)
+        theirs = layer.double()(x.double())
+    assert ours.dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float64: 1e-12}[dtype]
+    assert torch.allclose(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_changed_weights_change_the_samples() -> None:
+    """Nothing of a generation outlives it."""
+    torch.manual_seed(1)
+    model = PriorConfig(32, 2, 2, 2.0, 8, 5, rope_axes=(8, 4, 4)).build(LAYOUTS["plain"]).eval()
+    sequences = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.3)  # .data: leaves no trace in the version counter
+        sequences.append(model.generate([0, 1, 2], top_k=1))
+        assert torch.equal(
+            reference_logits(model, sequences[-1], torch.arange(3), Guidance.none()).argmax(-1), sequences[-1]
+        )
+    assert not torch.equal(*sequences)
+
+
+def test_training_mode_does_not_matter() -> None:
+    model = prior("prologue")
+    expected = model.generate([0, 3], guidance=2.0, top_k=1)
+    model.train()
+    try:
+        assert torch.equal(model.generate([0, 3], guidance=2.0, top_k=1), expected)
+        assert model.training
+    finally:
+        model.eval()
+
+
+# -- batches and halves -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["prologue", "vcq"])
+def test_tokens_do_not_depend_on_the_batch(name: str) -> None:
+    model = prior(name)
+    together = model.generate(list(range(5)), guidance=SPLIT[name], top_k=1)
+    alone = torch.cat([model.generate([c], guidance=SPLIT[name], top_k=1) for c in range(5)])
+    assert torch.equal(together, alone)
+
+
+def test_without_guidance_only_the_conditional_half_runs(advances: list[tuple[slice, int, int]]) -> None:
+    model = prior("prologue")
+    model.generate([0, 1, 2], guidance=1.0, top_k=1)
+    assert {(rows.start, rows.stop) for rows, _, _ in advances} == {(0, 3)}
+    # The separator is not sampled: the step after it takes both positions.
+    assert [(start, count) for _, start, count in advances] == [(i, 1) for i in range(4)] + [(4, 2)] + [
+        (i, 1) for i in range(6, 11)
+    ]
+
+
+def test_unconditional_half_catches_up_once(advances: list[tuple[slice, int, int]]) -> None:
+    model = prior("prologue")
+    sequence = model.generate([0, 1], guidance=Guidance.split(prologue=1.0, visual=2.0), top_k=1)
+    halves = [(rows.start, rows.stop, start, count) for rows, start, count in advances]
+    assert halves[4:7] == [(0, 2, 4, 2), (2, 4, 0, 6), (0, 4, 6, 1)]
+    assert all(half[:2] == (0, 2) for half in halves[:4])
+    expected = reference_logits(model, sequence, torch.arange(2), Guidance.split(prologue=1.0, visual=2.0))
+    assert torch.equal(expected.argmax(dim=-1), sequence)
+
+
+def test_halves_that_part_again() -> None:
+    """Guided, then not, then guided: the half that lags catches up a second time."""
+    layout = Layout((Segment("a", (9,) * 3), Segment("b", (9,) * 3), Segment("c", (9,) * 3)))
+    torch.manual_seed(0)
+    model = PriorConfig(32, 2, 2, 2.0, 8, 5, rope_axes=(8, 4, 4)).build(layout).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    guidance = Guidance.split(a=2.0, b=1.0, c=3.0)
+    sequence = model.generate(torch.arange(5), guidance=guidance, top_k=1)
+    assert torch.equal(reference_logits(model, sequence, torch.arange(5), guidance).argmax(dim=-1), sequence)
+
+
+def test_empty_batch() -> None:
+    assert prior("prologue").generate([], guidance=2.0).shape == (0, 11)
+    assert prior("prologue").generate(torch.empty(0)).shape == (0, 11)
+
+
+def test_result_is_an_ordinary_tensor() -> None:
+    model = prior("plain")
+    sequence = model.generate([0, 1])
+    model(sequence, torch.tensor([0, 1])).sum().backward()
+    assert model.token_embedding.weight.grad is not None
+    model.zero_grad()
+
+
+# -- prefixes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["prologue", "vcq", "fixed"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_prefix_is_kept_and_continued(name: str, guided: bool) -> None:
+    model, classes = prior(name), torch.tensor([3, 1])
+    guidance = SPLIT[name] if guided else Guidance.none()
+    given_ids = random_sequences(model.layout, 2, seed=3)
+    for length in range(model.layout.sequence_length + 1):
+        sequence = model.generate(classes, guidance=guidance, top_k=1, prefix=given_ids[:, :length])
+        assert torch.equal(sequence[:, :length], given_ids[:, :length])
+        best = reference_logits(model, sequence, classes, guidance).argmax(dim=-1)
+        assert torch.equal(sequence[:, length:], best[:, length:])
+
+
+def test_one_prefix_for_all() -> None:
+    model = prior("prologue")
+    ids = random_sequences(model.layout, 1)[0, :5]
+    each = model.generate([0, 1, 2], top_k=1, prefix=ids.expand(3, -1))
+    assert torch.equal(model.generate([0, 1, 2], top_k=1, prefix=ids), each)
+    assert torch.equal(model.generate([0, 1, 2], top_k=1, prefix=each[0]), each[0].expand(3, -1))
+
+
+def test_own_tokens_as_prefix_change_nothing() -> None:
+    model = prior("prologue")
+    whole = model.generate([0, 1], guidance=2.0, top_k=1)
+    for length in range(12):
+        assert torch.equal(model.generate([0, 1], guidance=2.0, top_k=1, prefix=whole[:, :length]), whole)
+
+
+# -- sampling -----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    count = draw(st.integers(1, 3))
+    segments = []
+    for place in range(count):
+        sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+        segments.append(Segment(f"s{place}", tuple(sizes), place < count - 1 and draw(st.booleans())))
+    return Layout(tuple(segments))
+
+
+@given(layouts(), st.sampled_from([0.7, 1.0, 3.0]), st.sampled_from([0, 1, 3]), st.sampled_from([0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_samples_respect_the_layout(layout: Layout, scale: float, top_k: int, top_p: float) -> None:
+    torch.manual_seed(0)
+    model = PriorConfig(16, 1, 2, 2.0, 4, 3, rope_axes=(4, 2, 2)).build(layout)
+    sequence = model.generate([0, 1, 3], guidance=scale, top_k=top_k, top_p=top_p, temperature=3.0)
+    assert sequence.dtype == torch.long
+    ids = layout.from_sequence(sequence)
+    layout.check(ids)
+    assert torch.equal(layout.to_sequence(ids), sequence)  # separators where they belong
+
+
+def test_generator_makes_it_reproducible() -> None:
+    model = prior("prologue")
+
+    def sample(seed: int) -> Tensor:
+        return model.generate([0] * 6, guidance=1.5, generator=torch.Generator().manual_seed(seed))
+
+    torch.manual_seed(1)
+    first = sample(0)
+    torch.manual_seed(2)
+    assert torch.equal(sample(0), first)
+    assert not torch.equal(sample(1), first)
+    state = torch.get_rng_state()
+    sample(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_samples_follow_the_probabilities() -> None:
+    layout = Layout.single((4,))
+    torch.manual_seed(0)
+    model = PriorConfig(16, 1, 2, 2.0, 4, 3, rope_axes=(4, 2, 2)).build(layout).eval()
+    torch.nn.init.normal_(model.head.projection.weight, std=0.3)
+    sequence = model.generate([1] * 20_000, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    found = torch.bincount(sequence[:, 0], minlength=4) / 20_000
+    expected = (model(torch.zeros(1, 1, dtype=torch.long), torch.tensor([1]))[0, 0] / 0.8).softmax(dim=-1)
+    assert expected.max() > 1.3 * expected.min()
+    assert torch.allclose(found, expected, atol=0.015)  # 4 standard deviations
+
+
+def brute_force_restrict(logits: list[float], top_k: int, top_p: float) -> set[int]:
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    kept = order[:top_k] if top_k else order
+    weights = torch.tensor([logits[i] for i in kept], dtype=torch.double).softmax(dim=0).tolist()
+    nucleus, total = set(), 0.0
+    for index, weight in zip(kept, weights, strict=True):
+        if total >= top_p:
+            break
+        nucleus.add(index)
+        total += weight
+    return nucleus
+
+
+@given(
+    st.lists(st.integers(-40, 40), min_size=2, max_size=12, unique=True),
+    st.integers(0, 14),
+    st.floats(0.05, 0.97),
+)
+@settings(max_examples=100, deadline=None)
+def test_restrict_against_brute_force(values: list[int], top_k: int, top_p: float) -> None:
+    logits = [value / 7 for value in values]
+    out = restrict(torch.tensor([logits, logits[::-1]]), top_k, top_p)
+    for row, source in zip(out, (logits, logits[::-1]), strict=True):
+        kept = {i for i, value in enumerate(row.tolist()) if value > -torch.inf}
+        assert kept == brute_force_restrict(source, top_k, top_p)
+        assert all(row[i].item() == pytest.approx(source[i]) for i in kept)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5])
+def test_exactly_top_k_survive_a_tie(top_k: int) -> None:
+    out = restrict(torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]), top_k, 1.0)
+    kept = out[0].isfinite()
+    assert kept.sum() == top_k
+    assert kept[:3].sum() == min(top_k, 3)
+
+
+def test_nucleus_of_equal_ids_takes_the_lower_ones() -> None:
+    assert restrict(torch.zeros(1, 4), 0, 0.5).isfinite().tolist() == [[True, True, False, False]]
+    assert torch.equal(restrict(torch.zeros(1, 4), 0, 1.0), torch.zeros(1, 4))
+
+
+def test_temperature_per_segment() -> None:
+    model = prior("prologue")
+    assert step_temperatures(model, {"visual": 0.5}) == [1.0] * 4 + [0.5] * 7
+    assert step_temperatures(model, 2) == [2.0] * 11
+    cold = {"prologue": 1e-6, "visual": 1.0}
+    sampled = model.generate([2] * 4, temperature=cold, generator=torch.Generator().manual_seed(0))
+    greedy = model.generate([2] * 4, top_k=1)
+    assert torch.equal(sampled[:, :4], greedy[:, :4])  # cold is greedy, warm is not
+    assert not torch.equal(sampled, greedy)
+
+
+# -- wrong requests -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "top_k 1"),
+        ({"temperature": {"visaul": 1.0}}, "visual"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"dtype": torch.long}, "floating-point"),
+        ({"guidance": Guidance.split(visula=2.0)}, "visual"),
+        ({"prefix": torch.zeros(3, 2, dtype=torch.long)}, r"\[3, 2\], needs \[2, at most 11\]"),
+        ({"prefix": torch.zeros(2, 12, dtype=torch.long)}, r"\[2, 12\]"),
+        ({"prefix": torch.tensor([30.0, 31.0])}, "integer ids"),
+        ({"prefix": torch.tensor([30, 0])}, "position 1 holds an id outside 30..36"),
+    ],
+)
+def test_wrong_requests(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        prior("prologue").generate([0, 1], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("class_id", [-1, 6])
+def test_unknown_class(class_id: int) -> None:
+    with pytest.raises(UsageError, match=f"class {class_id} is out of range"):
+        prior("plain").generate([0, class_id])
