@@ -373,11 +373,14 @@ def test_large_pictures_are_reduced(tmp_path: Path) -> None:
     config["data"]["image_size"] = 256
     config["tokenizer"] |= {"image_size": 256, "patch_size": 16}
     run.config.write_text(json.dumps(config))
-    noise = np.random.default_rng(0).integers(0, 255, (10 * 258 + 2, 8 * 258 + 2, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(run.samples / "classes.png")  # noise: the worst case for PNG
+    y, x = np.mgrid[0 : 10 * 258 + 2, 0 : 8 * 258 + 2]
+    waves = np.stack([np.sin(x / 37 + y / 91), np.sin(x / 57), np.cos(y / 33)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 0.1, waves.shape)  # photographs are not smooth
+    Image.fromarray(np.uint8(128 + 60 * (waves + noise))).save(run.samples / "classes.png")
     html = page([run], tmp_path)
-    assert "Shown at 1/3 of their size" in html
-    assert len(html) < 2_600_000
+    assert "Shown at 1/3 of their size, as JPEG" in html
+    assert html.count("data:image/jpeg;base64,") == 10
+    assert len(html) < 1_500_000
 
 
 def test_differing_settings_stand_out(two_runs: list[RunDirectory], tmp_path: Path) -> None:
@@ -432,6 +435,19 @@ def test_a_layout_with_too_few_bits_has_no_predicted_cliff(tmp_path: Path) -> No
     html = full_page([run], tmp_path)
     assert table_row(html, "Predicted cliff") == ["none too few bits"]
     assert "The tokens of tight have room for less than that" in read(html).text
+
+
+def test_images_that_share_tokens_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "one")
+    assert "tokens of its own:" not in read(page([run], tmp_path)).text
+    stored = run.read_results()
+    ids = np.arange(900)[:, None] % 8 * np.ones(16, dtype=np.int64)
+    stored["entropy"] = conditional_entropy(ids, sizes=64).to_dict()
+    run.results.write_text(json.dumps(stored))
+    html = page([run], tmp_path)
+    assert "Not every training image has tokens of its own: the tokens hold 3.0 of those bits." in read(html).text
+    assert table_row(html, "Held by the tokens, measured") == ["3.00 of 9.81"]
+    assert table_row(html, "Training images with tokens of their own") == ["0.0 %"]
 
 
 def test_weights_are_counted_from_the_file(tmp_path: Path) -> None:

@@ -83,12 +83,7 @@ def entropy_figure(records: Sequence[Record], *, narrow: bool = False) -> str | 
             )
         bottom.plot(measured, row, marker="o", markersize=5, color=colour)
         said = f"predicted {'none' if predicted is None else predicted}, measured {measured}"
-        ends = sorted((predicted or measured, measured))
-        left = ends[1] > 0.6 * shown  # no room to the right
-        bottom.annotate(
-            said, (ends[0] if left else ends[1], row), (-11 if left else 11, 0), textcoords="offset points",
-            ha="right" if left else "left", va="center", fontsize=SMALL_SIZE, color=MUTED,
-        )  # fmt: skip
+        _say(bottom, said, row, sorted((predicted or measured, measured)), shown)
     dress(bottom, "", "token t", "")
     bottom.set_yticks(range(len(names)), [f"cliff {_clipped(record.name)}" for _, record in names])
     bottom.set_ylim(len(names) - 0.4, -0.6)
@@ -99,6 +94,19 @@ def entropy_figure(records: Sequence[Record], *, narrow: bool = False) -> str | 
     _positions_axis(bottom, shown)
     label = "Conditional entropy of the training tokens, position by position"
     return _svg(figure, f"{label}, narrow" if narrow else label)
+
+
+def _say(axes: Axes, said: str, row: int, ends: list[int], shown: int) -> None:
+    """Words beside the two cliffs of a run: to their right, or left, or between them, where there is room."""
+    if ends[1] <= 0.6 * shown:
+        place, offset, side = ends[1], (11, 0), "left"
+    elif ends[0] >= 0.4 * shown:
+        place, offset, side = ends[0], (-11, 0), "right"
+    else:
+        place, offset, side = sum(ends) // 2, (0, 7), "center"
+    axes.annotate(
+        said, (place, row), offset, textcoords="offset points", ha=side, va="center", fontsize=SMALL_SIZE, color=MUTED
+    )
 
 
 def cumulative_figure(records: Sequence[Record]) -> str | None:
@@ -226,7 +234,7 @@ def curves_figure(records: Sequence[Record], stage: str, terms: dict[str, str], 
     dress(axes, "", "step", label)
     if axes.get_yscale() == "log":
         _plain_numbers(axes)
-    if len(shown) > 1:
+    if list(shown) != list(terms)[:1]:
         handles = [_handle(styles[term], name) for term, name in shown.items()]
         axes.legend(handles=handles, frameon=False, fontsize=SMALL_SIZE, labelcolor=INK, loc="best")
     return _svg(figure, label)
@@ -262,7 +270,7 @@ def _line(axes: Axes, x: Sequence[float] | Any, y: Sequence[float] | Any, place:
 def _positions_axis(axes: Axes, last: int, first: int = 1) -> None:
     from matplotlib.ticker import FixedLocator
 
-    step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, last) if last / s <= 16)
+    step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, last) if last / s <= (16 if last < 100 else 8))
     axes.xaxis.set_major_locator(FixedLocator([t for t in range(0, last + 1, step) if t >= first] + [1] * (first == 1)))
     axes.set_xlim(first - 0.5, last + 0.5)
 

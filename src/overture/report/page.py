@@ -135,7 +135,13 @@ def checkpoints(records: Sequence[Record]) -> list[dict[str, str]]:
 def class_rows(records: Sequence[Record]) -> dict[str, Any] | None:
     """Samples row by row: one row a class, one strip a run."""
     strips = [
-        read_strips(r, "classes.png", None, r.config.get("evaluation", {}).get("shown_per_class")) for r in records
+        read_strips(
+            record,
+            "classes.png",
+            columns=record.config.get("evaluation", {}).get("shown_per_class"),
+            share=0.5 / len(records),
+        )
+        for record in records
     ]
     if not any(strips):
         return None
@@ -165,7 +171,7 @@ def reconstruction_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Rows of the reconstruction picture: runs of the same originals share them."""
     groups: list[dict[str, Any]] = []
     for place, record in enumerate(records):
-        strips = read_strips(record, "reconstructions.png", 2, None)
+        strips = read_strips(record, "reconstructions.png", rows=2, share=0.5 / len(records))
         if strips is None:
             continue
         if len(strips.rows) != 2:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Strip", "Strips", "read_strips"]
 
-LONGEST_ROW = 1600  # px; more than a page shows
-PIXELS = 1_200_000  # of one picture; at most about 2 bytes each in a photograph's PNG
+PIXELS = 1_600_000  # of all pictures of a page that are not small; less than a byte each as JPEG
+SMALL = 64  # px; images up to here are shown as they are, and with visible pixels
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,13 @@ class Strips:
     """Whether images are so small that their pixels should be seen."""
 
 
-def read_strips(record: Record, name: str, rows: int | None, columns: int | None) -> Strips | None:
-    """Read ``samples/NAME``; one of ``rows`` and ``columns`` of its grid is known. Nothing if it is not there."""
+def read_strips(
+    record: Record, name: str, *, rows: int | None = None, columns: int | None = None, share: float = 1.0
+) -> Strips | None:
+    """Read ``samples/NAME``; one of ``rows`` and ``columns`` of its grid is known. Nothing if it is not there.
+
+    A large picture is reduced to its ``share`` of the pixels that a page may hold, and kept as JPEG.
+    """
     from PIL import Image, UnidentifiedImageError
 
     path = record.root / "samples" / name
@@ -56,14 +61,14 @@ def read_strips(record: Record, name: str, rows: int | None, columns: int | None
     except (OSError, UnidentifiedImageError) as error:
         raise OvertureError(f"{path}: cannot be read as a picture ({error}); delete it and run again") from error
     size = record.config.get("data", {}).get("image_size", 0)
-    scale = _reduction(picture)
+    scale = 1 if 0 < size <= SMALL else _reduction(picture, share * PIXELS)
     grid = _grid(picture, size, rows, columns)
     if grid is None:
-        return Strips((_strip(picture, scale),), 0, scale, size < 64)
+        return Strips((_strip(picture, scale),), 0, scale, 0 < size <= SMALL)
     rows, columns, gap = grid
     step = size + gap
     cut = [picture.crop((0, row * step, picture.width, row * step + size + 2 * gap)) for row in range(rows)]
-    return Strips(tuple(_strip(part, scale) for part in cut), columns, scale, size // scale < 64)
+    return Strips(tuple(_strip(part, scale) for part in cut), columns, scale, size <= SMALL)
 
 
 def _grid(picture: Any, size: int, rows: int | None, columns: int | None) -> tuple[int, int, int] | None:
@@ -80,17 +85,21 @@ def _grid(picture: Any, size: int, rows: int | None, columns: int | None) -> tup
     return counts[0][0], counts[1][0], gap
 
 
-def _reduction(picture: Image) -> int:
+def _reduction(picture: Image, pixels: float) -> int:
     scale = 1
-    while picture.width > LONGEST_ROW * scale or picture.width * picture.height > PIXELS * scale**2:
+    while picture.width * picture.height > pixels * scale**2:
         scale += 1
     return scale
 
 
 def _strip(picture: Image, scale: int) -> Strip:
     content = picture.tobytes()
-    picture = picture.reduce(scale) if scale > 1 else picture
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    if scale > 1:
+        picture = picture.reduce(scale)
+        picture.save(buffer, format="JPEG", quality=88, subsampling=0)
+    else:
+        picture.save(buffer, format="PNG", optimize=True)
+    kind = "jpeg" if scale > 1 else "png"
+    uri = f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
     return Strip(uri, picture.width, picture.height, content)

@@ -74,6 +74,12 @@ def _cliff(records: Sequence[Record]) -> list[str]:
             f"the tokens of {words.joined(no_room)} have room for less than that, so there is no predicted t*"
         )
     sentences.append(f"measured, 99 % of the entropy of the tokens lies in {words.joined(held)}")
+    shared = [r for r in measured if r.entropy["total_bits"] < 0.99 * r.entropy["log2_n"]]
+    if shared:
+        bits = [words.bits(r.entropy["total_bits"]) + (f" ({r.name})" if several else "") for r in shared]
+        sentences.append(
+            f"not every training image has tokens of its own: the tokens hold {words.joined(bits)} of those bits"
+        )
     return [words.sentence(sentence) for sentence in sentences]
 
 

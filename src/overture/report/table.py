@@ -242,6 +242,10 @@ def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...
             "To name a training image", "bits", cells(lambda e: (f"{e['log2_n']:.2f}", f"N = {words.count(e['rows'])}")),
             meaning="log2 N",
         ),
+        Row(
+            "Held by the tokens, measured", "bits", cells(lambda e: (f"{e['total_bits']:.2f}", f"of {e['log2_n']:.2f}")),
+            meaning="entropy of whole rows of training tokens",
+        ),
         Row("Predicted cliff", "tokens", cells(predicted), meaning="first tokens with room for log2 N bits"),
         Row(
             "Measured cliff", "tokens", cells(lambda e: (str(e["cliff"]), f"of {e['positions']}")),
@@ -252,8 +256,8 @@ def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...
             meaning="no other training image has the same tokens",
         ),
         Row(
-            "Codebook used, mean over positions", "", _plain_cells(*_usage(records)), "higher",
-            "share of K at a position that held-out images use",
+            "Codebook used, mean over positions", "", _plain_cells(*_usage(records)),
+            meaning="share of K at a position that held-out images use",
         ),
     )  # fmt: skip
 
@@ -301,7 +305,7 @@ def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
         if p is None:
             return None
         value = p["held_out_allowed"]["bits_per_image"] - p["train_allowed"]["bits_per_image"]
-        return f"{value:+.1f}".replace("-", "−")
+        return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
     def both(p: dict[str, Any] | None) -> str | None:
         if p is None:
@@ -311,7 +315,10 @@ def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
     allowed = "normalised over the codes a position may use, as in sampling"
     return (
         Row("Training images", "bits per image", cells("train"), meaning=allowed),
-        Row("Held-out images", "bits per image", cells("held_out"), "lower", allowed),
+        Row(
+            "Held-out images", "bits per image", cells("held_out"),
+            meaning=f"{allowed}; tokens that tell less cost less: read it beside the reconstruction",
+        ),
         Row(
             "Gap, held-out − training", "bits per image", _plain_cells([gap(p) for p in parts]),
             meaning="what the prior knows of the training images only",
