@@ -141,18 +141,22 @@ def test_attention_against_loops(causal: bool) -> None:
     counts=st.lists(st.integers(1, 4), min_size=1, max_size=6),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     second_half=st.booleans(),
+    batch=st.sampled_from([1, 2, 8, 19]),
 )
-@settings(max_examples=30, deadline=None)
-def test_cache_is_causal_attention_in_pieces(counts: list[int], dtype: torch.dtype, second_half: bool) -> None:
+@settings(max_examples=40, deadline=None)
+def test_cache_is_causal_attention_in_pieces(
+    counts: list[int], dtype: torch.dtype, second_half: bool, batch: int
+) -> None:
     torch.manual_seed(0)
     length, heads, size = sum(counts), 3, 8
-    query, key, value = torch.randn(3, 2, length, heads, size)
+    query, key, value = torch.randn(3, batch, length, heads, size)
     expected = nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
     ).transpose(1, 2)
-    cache = KVCache(2, 4, heads, length + 2, size, dtype=dtype, device=torch.device("cpu"))
+    cache = KVCache(2, 2 * batch, heads, length + 2, size, dtype=dtype, device=torch.device("cpu"))
     cache.data.fill_(math.nan)  # nothing that was not stored may be looked at
-    rows, start = slice(2, 4) if second_half else slice(0, 2), 0
+    halves = [slice(0, batch), slice(batch, 2 * batch)]
+    rows, start = halves[second_half], 0
     for count in counts:
         part = slice(start, start + count)
         out = cache.attend(1, rows, start, query[:, part], key[:, part], value[:, part])
@@ -160,7 +164,7 @@ def test_cache_is_causal_attention_in_pieces(counts: list[int], dtype: torch.dty
         assert torch.allclose(out.float(), expected[:, part], atol=tolerance)
         start += count
     assert cache.data[0].isnan().all()
-    assert cache.data[1][:, slice(0, 2) if second_half else slice(2, 4)].isnan().all()
+    assert cache.data[1][:, halves[not second_half]].isnan().all()
 
 
 # -- transformer --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ from overture.nn.rope import Rotary
 __all__ = ["Attention", "KVCache"]
 
 
+_GROUP = 8
+"""Batch rows whose products of query and keys are held at a time on a CPU; many more would leave its cache."""
+
+
 class KVCache:
     """Keys and values of every layer, allocated once: ``[N, 2, B, M, H, E]``."""
 
@@ -30,9 +34,9 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.data = torch.empty(layers, 2, batch, length, heads, head_dim, dtype=dtype, device=device)
-        rows = torch.arange(batch * length * heads, device=device).view(batch, length, heads)
+        rows = torch.arange(min(batch, _GROUP) * length * heads, device=device).view(-1, length, heads)
         self.rows_BHM = rows.transpose(1, 2).contiguous()
-        """Where the value of (batch, head, position) lies among all values of a layer."""
+        """Where the value of (batch row, head, position) lies among those of a group of rows."""
 
     def attend(
         self, layer: int, rows: slice, start: int, query_BLHE: Tensor, key_BLHE: Tensor, value_BLHE: Tensor
@@ -47,7 +51,8 @@ class KVCache:
         value[:, start:end] = value_BLHE
         query = query_BLHE.to(key.dtype)
         if end - start == 1 and query.device.type == "cpu":
-            return _attend_one(query, key[:, :end], value, self.rows_BHM[: len(query), :, :end])
+            groups = zip(query.split(_GROUP), key[:, :end].split(_GROUP), value.split(_GROUP), strict=True)
+            return torch.cat([_attend_one(*group, self.rows_BHM[: len(group[0]), :, :end]) for group in groups])
         mask = None
         if end - start > 1:  # a single new position sees everything
             mask = torch.ones(end - start, end, dtype=torch.bool, device=key.device).tril(start)
