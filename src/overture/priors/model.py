@@ -47,10 +47,11 @@ class PriorConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.rope_axes is not None and sum(self.rope_axes) != self.transformer.head_dim:
+        head_dim = self.transformer.head_dim  # building it checks the sizes
+        if self.rope_axes is not None and sum(self.rope_axes) != head_dim:
             raise UsageError(
                 f"prior: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
-                f"its heads have {self.transformer.head_dim} channels"
+                f"its heads have {head_dim} channels"
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"prior: dropout is {self.dropout}, needs 0 <= dropout < 1")

@@ -61,7 +61,7 @@ def training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork
     if path.exists():
         return Reference.load(path)
     images = (batch.images for batch in evaluation_batches(data.train, config.data, config.evaluation.batch_size))
-    reference = make_reference(f"{data.train.name} (training images)", judge, images)
+    reference = make_reference(f"{data.train.name}, training images", judge, images)
     reference.save(path)
     return reference
 
@@ -108,7 +108,8 @@ def measure_reconstruction(
     about = protocol(config, run, "tokenizer")
     device = pipe.prior.token_embedding.weight.device
     report = reconstruction_report(pipe.tokenizer, images(), judge, protocol=about, device=device).to_dict()
-    real = generation_distance(judge, images(), reference, Protocol(image_size=config.data.image_size, crop="center"))
+    about = Protocol(image_size=config.data.image_size, crop="center", resize=about.resize)
+    real = generation_distance(judge, images(), reference, about)
     return {**report, "held_out_images_distance": real.to_dict()}
 
 

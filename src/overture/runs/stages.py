@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -116,7 +119,8 @@ def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, prog
         network = load_classifier(run.networks / "perceptual.safetensors")[0]
     trainer = TokenizerTrainer(config.tokenizer, training, seed=config.seed, world=world, perceptual_network=network)
     stream = TrainingStream(data.train, config.data, training.batch_size, config.seed, world.rank, world.size)
-    train_tokenizer(trainer, stream, run.tokenizer, run.metrics, progress)
+    with _timed(run, "tokenizer", world):
+        train_tokenizer(trainer, stream, run.tokenizer, run.metrics, progress)
     if stream.corrupt:
         progress.say(f"{len(stream.corrupt)} corrupt images were skipped, the first is {stream.corrupt[0]}")
     if world.is_main:
@@ -149,12 +153,26 @@ def _prior_stage(config: RunConfig, run: RunDirectory, progress: Progress, world
     layout = config.tokenizer.layout
     trainer = PriorTrainer(config.prior, config.prior_training, layout, seed=config.seed, world=world)
     train, held_out = (TokenFile.open(run.tokens(part)) for part in ("train", "held_out"))
-    train_prior(trainer, train, held_out, run.prior, run.metrics, progress)
+    with _timed(run, "prior", world):
+        train_prior(trainer, train, held_out, run.prior, run.metrics, progress)
     if world.is_main:
         digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
         trainer.save(run.prior_model, {"run_config": to_dict(config), "tokenizer_hash": digest})
         _remove_steps(run.prior)
     world.barrier()
+
+
+@contextmanager
+def _timed(run: RunDirectory, stage: str, world: World) -> Iterator[None]:
+    """Add the wall-clock seconds spent here to those of the stage so far, interrupted or not."""
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        if world.is_main:
+            seconds = run.read_results().get("seconds", {})
+            spent = seconds.get(stage, 0.0) + time.monotonic() - begin
+            run.add_results("seconds", {**seconds, stage: round(spent, 1)})
 
 
 def _remove_steps(directory: Path) -> None:

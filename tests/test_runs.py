@@ -1,0 +1,225 @@
+"""Whole runs: killed and continued, refused with another config, and the commands on what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from overture.cli import main
+from overture.data.tokens import TokenFile
+from overture.recipes.quickstart import quickstart
+from overture.runs.config import RunConfig
+from overture.runs.directory import RunDirectory, differing_keys
+from overture.runs.worker import Task
+from overture.training.checkpoint import read_metadata
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def config() -> RunConfig:
+    """The tiny VCQ run, smaller still."""
+    tiny = quickstart(tiny=True)[1]
+    training = replace(tiny.tokenizer_training, steps=20, log_every=1, checkpoint_minutes=0.0)
+    optimizer = replace(training.optimizer, warmup=2, flat=2)
+    adversarial = replace(training.adversarial, start=4)
+    classifier = replace(tiny.judge.training, steps=3)
+    return replace(
+        tiny,
+        judge=replace(tiny.judge, training=classifier),
+        perceptual_network=replace(tiny.perceptual_network, training=classifier),
+        tokenizer_training=replace(
+            training, optimizer=optimizer, discriminator_optimizer=optimizer, adversarial=adversarial
+        ),
+        prior_training=replace(tiny.prior_training, steps=20, log_every=1, evaluate_every=10, checkpoint_minutes=0.0),
+        evaluation=replace(tiny.evaluation, samples=40, batch_size=20, shown_per_class=2),
+    )
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    task = Task("vcq", config(), str(root), str(root / "networks"), device="cpu")
+    return subprocess.Popen(
+        [sys.executable, "-m", "overture.runs.worker", task.to_json()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(worker: subprocess.Popen[str], stage: str) -> None:
+    """Read events until the stage has begun to advance."""
+    current = ""
+    assert worker.stdout
+    for line in worker.stdout:
+        event = json.loads(line)
+        current = event.get("start", current)
+        if current == stage and "advance" in event:
+            return
+    raise AssertionError(f"the worker ended before stage {stage}: {worker.stderr.read() if worker.stderr else ''}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts."""
+    root = tmp_path_factory.mktemp("whole")
+    worker = start(root)
+    _, errors = worker.communicate()
+    assert worker.returncode == 0, errors
+    return root
+
+
+def test_a_run_that_is_killed_and_interrupted_ends_as_if_nothing_had_happened(whole: Path, tmp_path: Path) -> None:
+    worker = start(tmp_path)
+    wait_for(worker, "tokenizer")
+    worker.kill()  # no time to save anything
+    worker.communicate()
+    worker = start(tmp_path)
+    wait_for(worker, "tokenizer")
+    worker.send_signal(signal.SIGTERM)  # saves and stops
+    worker.communicate()
+    assert worker.returncode in (130, 0)
+    worker = start(tmp_path)
+    wait_for(worker, "prior")
+    worker.send_signal(signal.SIGINT)
+    worker.communicate()
+    worker = start(tmp_path)
+    _, errors = worker.communicate()
+    assert worker.returncode == 0, errors
+    for kind in ("tokenizer", "prior"):
+        hashes = [read_metadata(root / kind / "model.safetensors", kind)["weights_hash"] for root in (whole, tmp_path)]
+        assert hashes[0] == hashes[1], kind
+    results = [RunDirectory(root).read_results() for root in (whole, tmp_path)]
+    assert all(set(r.pop("seconds")) == {"tokenizer", "prior"} for r in results)
+    assert results[0] == results[1]
+    assert (whole / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
+    assert not list(tmp_path.glob("*/step-*"))
+
+
+def test_a_finished_run_is_left_alone(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+    worker = start(whole)
+    assert worker.communicate()[1] is not None
+    assert worker.returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+
+
+def test_what_a_run_measures(whole: Path) -> None:
+    results = RunDirectory(whole).read_results()
+    assert set(results) == {"entropy", "likelihood", "reconstruction", "generation", "seconds"}
+    assert [r["protocol"]["guidance"] for r in results["generation"]] == ["none", "constant 1.5"]
+    assert all(r["protocol"]["images"] == 40 and r["protocol"]["reference_images"] == 9000 for r in results["generation"])
+    assert results["entropy"]["predicted_cliff"] == 3
+    for part, rows in (("train", 9000), ("held_out", 1000)):
+        assert results["likelihood"][f"{part}_vocabulary"]["images"] == rows
+        assert results["likelihood"][f"{part}_allowed"]["bits_per_image"] > 0
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "quickstart", "--tiny", "--only", "vcq", "--out", str(whole), "--prior.depth", "5"]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "was begun with another config" in error
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, Any, str]:
+    """Exit status, the JSON object on stdout if there is one, and the last line of stderr."""
+    status = main([str(word) for word in words])
+    out = capsys.readouterr()
+    lines = out.err.strip().splitlines()
+    return status, json.loads(out.out) if out.out.startswith("{") else out.out, lines[-1] if lines else ""
+
+
+def test_generate_writes_images_of_the_classes_asked_for(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "samples.npz"
+    arguments = ["--classes", "3,5", "--count", "2", "--guidance", "1.5", "--out", out, "--json"]
+    status, about, _ = command(capsys, "generate", whole, *arguments)
+    assert status == 0
+    assert about["images"] == 4
+    first = np.load(out)
+    assert first["arr_0"].shape == (4, 28, 28, 1)
+    assert first["arr_1"].tolist() == [3, 3, 5, 5]
+    command(capsys, "generate", whole, *arguments)
+    assert (np.load(out)["arr_0"] == first["arr_0"]).all()
+    status, _, _ = command(capsys, "generate", whole, "--count", "1", "--out", tmp_path / "a.png")
+    assert status == 0
+    assert (tmp_path / "a.png").exists()
+    status, _, _ = command(capsys, "generate", whole, "--classes", "0-1", "--count", "1", "--out", tmp_path / "folder")
+    assert sorted(p.parent.name for p in (tmp_path / "folder").rglob("*.png")) == ["0", "1"]
+
+
+def test_reconstruct_and_tokenize(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", "embedded:fashion-mnist", "--images", "50", "--out", tmp_path / "r.png", "--json"]
+    status, result, _ = command(capsys, "reconstruct", whole, *arguments)
+    assert status == 0
+    assert result["quality"]["images"] == 50
+    tokens = tmp_path / "all.tokens"
+    status, about, _ = command(capsys, "tokenize", whole, "--data", "embedded:fashion-mnist", "--out", tokens, "--json")
+    assert status == 0
+    assert about["rows"] == len(TokenFile.open(tokens)) == 10_000
+    status, result, _ = command(capsys, "entropy", tokens, "--json")
+    assert status == 0
+    assert len(result["conditional_entropy_bits"]) == 16
+
+
+def test_report_of_a_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, about, _ = command(capsys, "report", whole, "--out", tmp_path / "page.html", "--json")
+    assert status == 0
+    assert Path(about["report"]).read_text().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["generate", "RUN", "--classes", "12"], 2, "class 12 is out of range, the model knows 0..9"),
+        (["generate", "RUN", "--guidance", "prologue: 2"], 2, "no segment 'prologue' in this layout"),
+        (["generate", "RUN", "--guidance", "often"], 2, "guidance 'often'"),
+        (["generate", "RUN", "--temperature", "0"], 2, "temperature is 0.0, needs > 0"),
+        (["generate", "RUN", "--out", "x.gif"], 2, "--out x.gif"),
+        (["generate", "RUN", "--device", "warp"], 2, "device 'warp' cannot be used"),
+        (["generate", "nowhere"], 1, "nowhere: no such file, run or hub id"),
+        (["generate"], 2, "give a RUN"),
+        (["generate", "RUN", "--sed", "3"], 2, "unknown option '--sed'"),
+        (["reconstruct", "RUN", "--data", "no/such/folder"], 2, "no data source 'no/such/folder'"),
+        (["report", "."], 2, "is no run"),
+        (["run", "quickstrat"], 2, "did you mean 'quickstart'?"),
+        (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean 'prior.depth'?"),
+        (["run", "quickstart", "--only", "vqc"], 2, "did you mean 'vcq'?"),
+        (["run", "quickstart", "--prior.heads", "5"], 2, "does not give an even head size"),
+        (["runn"], 2, "did you mean 'run'?"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    whole: Path,
+    words: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        got = main([str(whole) if word == "RUN" else word for word in words])
+    except SystemExit as error:
+        got = int(error.code or 0)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert got == status
+
+
+def test_differing_keys_name_values() -> None:
+    assert differing_keys({"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 3]}) == [
+        "a.b was 1, now 2",
+        "c.1 was 2, now 3",
+    ]
