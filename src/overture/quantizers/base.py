@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
@@ -45,6 +46,11 @@ class Quantizer(nn.Module):
     def codes(self, ids_BL: Tensor) -> Tensor:
         """The code vectors ``[B, L, Z]`` of ids ``[B, L]``."""
         raise NotImplementedError
+
+    def embed(self, features_BLD: Tensor, ids_BL: Tensor, rows_KD: Tensor) -> Tensor:
+        """A prior's input embeddings of these tokens, ``rows[ids]`` ``[B, L, D]``: constants to the encoder, unless
+        the quantizer is soft in the backward pass."""
+        return F.embedding(ids_BL, rows_KD)
 
     def maintain(self, seed: int, step: int) -> int:
         """Housekeeping after an optimiser step (reviving dead codes); returns how many codes it moved."""

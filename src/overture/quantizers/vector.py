@@ -157,6 +157,10 @@ class SoftQuantizer(CodebookQuantizer):
         z_BLZ = self.project(features_BLD)
         return soft_lookup(z_BLZ, self.unit_codes(), rows_KD, self.sizes, self.config.temperature)
 
+    def embed(self, features_BLD: Tensor, ids_BL: Tensor, rows_KD: Tensor) -> Tensor:
+        """``one_hot @ rows``: how the prior's cross-entropy reaches the encoder."""
+        return self.look_up(features_BLD, rows_KD)[0]
+
 
 def _gather(local: Tensor) -> Tensor:
     """The tensors of all processes in rank order, along the batch."""

@@ -1,7 +1,8 @@
 """Stage 1: the tokenizer (spec section 6).
 
 Every batch is used twice: a generator step (encoder, quantizers, decoder) and a discriminator step on the same images
-and the reconstructions of the generator step. All schedules count batches, which is each optimiser's own steps.
+and the reconstructions of the generator step, in which a joint prior, where there is one, learns from the tokens of the
+generator step. All schedules count batches, which is each optimiser's own steps.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from overture.losses.adversarial import AdversarialConfig
 from overture.losses.perceptual import DomainConfig, NoPerceptual, PerceptualConfig
 from overture.losses.reconstruction import ReconstructionConfig
 from overture.tokenizers.config import TokenizerConfig
+from overture.tokenizers.tokenizer import Tokenized
 from overture.training.checkpoint import latest_step, load_state, save_model, save_state
 from overture.training.distributed import World
 from overture.training.ema import EMA
+from overture.training.joint import JointPriorConfig
 from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
 from overture.training.progress import Interrupted, Progress, stop_requested
@@ -54,6 +57,7 @@ class TokenizerTrainingConfig:
     perceptual: PerceptualConfig = NoPerceptual()
     perceptual_weight: float = 1.0
     adversarial: AdversarialConfig = AdversarialConfig()
+    joint: JointPriorConfig | None = None
     quantizer_weight: float = 1.0
     ema_half_life: float = 1000.0
     precision: Precision = "bfloat16"
@@ -90,6 +94,7 @@ class TokenizerTrainer:
         self.discriminator_optimizer, self.discriminator_schedule = training.discriminator_optimizer.build(
             self.adversarial.named_parameters(), training.steps
         )
+        self.joint = training.joint.build(config.layout, training.steps, world) if training.joint else None
         self.forward = torch.compile(self.tokenizer) if training.compile else self.tokenizer
         self.step = 0
 
@@ -97,14 +102,21 @@ class TokenizerTrainer:
         """One generator step and one discriminator step; returns every term, and raises before a NaN is used."""
         self.world.seed(self.seed, "tokenizer", self.step)
         images = to_float(batch.images.to(self.world.device, non_blocking=True))
-        terms, reconstruction = self.generator_step(images)
+        classes = self.joint.draw_classes(batch.labels.to(self.world.device)) if self.joint else None
+        terms, out = self.generator_step(images, classes)
         if self.training.adversarial.active(self.step):
-            terms |= self.discriminator_step(images, reconstruction)
+            terms |= self.discriminator_step(images, out.reconstruction.detach())
+        if self.joint and classes is not None:
+            with autocast(self.world.device, self.training.precision):
+                terms |= self.joint.train_step(out.ids, classes, self.step)
         self.step += 1
         return terms
 
-    def generator_step(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Encoder, quantizers and decoder take one step; also returns the detached reconstruction."""
+    def generator_step(self, images: Tensor, classes: Tensor | None = None) -> tuple[dict[str, Tensor], Tokenized]:
+        """Encoder, quantizers and decoder take one step; also returns what the tokenizer said.
+
+        ``classes`` are those that a joint prior is told.
+        """
         training = self.training
         self.tokenizer.train()
         with autocast(self.world.device, training.precision):
@@ -117,6 +129,10 @@ class TokenizerTrainer:
             if training.adversarial.active(self.step):
                 terms["adversarial"] = self.adversarial.generator_loss(out.reconstruction)
                 weighted.append(training.adversarial.weight * terms["adversarial"])
+            if self.joint and classes is not None:
+                likelihood = self.joint.encoder_terms(self.tokenizer, out, classes)
+                terms |= likelihood
+                weighted += [self.joint.config.encoder_weight * term for term in likelihood.values()]
         terms["quantizer"] = out.quantizer_loss
         weighted.append(training.quantizer_weight * terms["quantizer"])
         check_finite(terms, "tokenizer", self.step)
@@ -127,7 +143,7 @@ class TokenizerTrainer:
         self.ema.update(self.tokenizer)
         for quantizer in self.tokenizer.quantizers.values():
             quantizer.maintain(self.seed, self.step)  # type: ignore[operator]
-        return {**terms, "loss": total}, out.reconstruction.detach()
+        return {**terms, "loss": total}, out
 
     def discriminator_step(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """The discriminator takes one step on the same images and their reconstructions."""
@@ -162,6 +178,7 @@ class TokenizerTrainer:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "joint": self.joint.state_dict() if self.joint else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,6 +189,8 @@ class TokenizerTrainer:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.joint:
+            self.joint.load_state_dict(state["joint"])
 
     def save(self, path: Path, metadata: dict[str, Any]) -> str:
         """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""

@@ -1,0 +1,97 @@
+"""The joint stage 1 against the reference data and the dense formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_names import rename
+from safetensors.torch import load_file
+from test_golden import GOLDEN, SEGMENTS, TRANSFORMER
+
+from overture.layout import Layout, Segment
+from overture.priors import PriorConfig
+from overture.tokenizers import TokenizerConfig
+from overture.training.distributed import World
+from overture.training.joint import JointPrior, JointPriorConfig, input_fillers, segment_terms
+from overture.training.optim import OptimizerConfig
+
+PRIOR = PriorConfig(32, 2, 2, 11 / 4, 16, 10, rope_axes=(8, 4, 4), dropout=0.0)
+RATE = OptimizerConfig(learning_rate=1e-3, learning_rate_min=0.0, betas=(0.9, 0.99), warmup=1, flat=0)
+
+
+@pytest.fixture
+def parts():  # type: ignore[no-untyped-def]
+    """Raw tokenizer, joint prior with the raw prior's weights, images, expectations."""
+    directory = GOLDEN / "prologue"
+    expected = np.load(directory / "golden.npz")
+    config = TokenizerConfig(32, 3, 8, 10, TRANSFORMER, TRANSFORMER, (4, 4, 8), segments=SEGMENTS["prologue"])
+    tokenizer = config.build()
+    weights = load_file(directory / "tokenizer/model.safetensors") | load_file(
+        directory / "tokenizer/model_1.safetensors"
+    )
+    tokenizer.load_state_dict(rename(weights))
+    joint = JointPriorConfig(PRIOR, RATE).build(config.layout, 10, World())
+    joint.prior.load_state_dict(rename(load_file(directory / "ar/model.safetensors")))
+    images = torch.tensor(expected["images_uint8_NCHW"]).float() / 127.5 - 1
+    return tokenizer, joint, images, expected
+
+
+def test_losses_and_gradients_of_the_generator_step(parts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    tokenizer, joint, images, expected = parts
+    monkeypatch.setattr(JointPrior, "draw_dropped", lambda self, batch: torch.tensor(expected["joint_dropped_rows"]))
+    terms = joint.encoder_terms(tokenizer, tokenizer(images), torch.full((len(images),), joint.prior.unconditional))
+    for name in ("prologue", "separator", "visual"):
+        assert terms[f"ce_{name}"].item() == pytest.approx(float(expected[f"joint_ce_{name}"]), rel=1e-4)
+    (3.0 * torch.stack(list(terms.values())).sum()).backward()
+    parameters = {
+        "semantic_quantizer.embedding.weight": tokenizer.quantizers["prologue"].codebook,
+        "semantic_quantizer.proj_in.weight": tokenizer.quantizers["prologue"].projection.weight,
+        "enc.input_layer.weight": tokenizer.encoder.patches.weight,
+    }
+    for name, parameter in parameters.items():
+        reference = torch.tensor(expected[f"joint_grad/{name}"])
+        assert (parameter.grad - reference).abs().max() <= 1e-4 * reference.abs().max(), name
+    assert all(parameter.grad is None for parameter in joint.prior.parameters())
+    assert all(parameter.requires_grad for parameter in joint.prior.parameters())
+    assert tokenizer.quantizers["visual"].codebook.grad is None
+
+
+def test_the_priors_own_step_is_the_mean_cross_entropy(parts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    tokenizer, joint, images, _ = parts
+    monkeypatch.setattr(JointPrior, "draw_dropped", lambda self, batch: torch.zeros(batch, dtype=torch.bool))
+    ids = tokenizer.encode(images)
+    classes = torch.full((len(images),), joint.prior.unconditional)
+    sequence = joint.layout.to_sequence(ids)
+    with torch.no_grad():
+        expected = F.cross_entropy(joint.prior(sequence, classes).transpose(1, 2), sequence)
+    before = joint.prior.head.projection.weight.clone()
+    assert joint.train_step(ids, classes, 0)["joint_prior"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not torch.equal(before, joint.prior.head.projection.weight)
+
+
+def test_dropped_inputs_hide_the_segments_after_a_separator(parts) -> None:  # type: ignore[no-untyped-def]
+    tokenizer, joint, images, _ = parts
+    out = tokenizer(images)
+    other = out._replace(
+        ids=torch.cat([out.ids[:, :5], out.ids[:, 5:].flip(0)], dim=1),
+        quantized={
+            name: part._replace(ids=part.ids.flip(0) if name == "visual" else part.ids)
+            for name, part in out.quantized.items()
+        },
+    )
+    every = torch.ones(len(images), dtype=torch.bool)
+    assert torch.equal(joint.embeddings(tokenizer, out, every), joint.embeddings(tokenizer, other, every))
+    assert not torch.equal(joint.embeddings(tokenizer, out, ~every), joint.embeddings(tokenizer, other, ~every))
+
+
+def test_segment_terms_add_up_and_fillers_follow_separators() -> None:
+    layout = Layout((Segment("a", (4, 4), separator=True), Segment("b", (8, 8, 8))))
+    logits = torch.randn(3, 6, layout.vocabulary_size)
+    sequence = layout.to_sequence(torch.tensor([[0, 3, 1, 2, 7]] * 3))
+    terms = segment_terms(logits, sequence, layout)
+    assert list(terms) == ["ce_a", "ce_separator", "ce_b"]
+    assert sum(terms.values()).item() == pytest.approx(F.cross_entropy(logits.transpose(1, 2), sequence).item())
+    assert input_fillers(layout).tolist() == [-1, -1, -1, 12, 12, 12]
+    assert input_fillers(Layout.single((4, 4))).tolist() == [-1, -1]
