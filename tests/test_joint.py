@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_names import rename
 from safetensors.torch import load_file
-from test_golden import GOLDEN, SEGMENTS, TRANSFORMER
 
+from golden_names import rename
 from overture.layout import Layout, Segment
 from overture.priors import PriorConfig
 from overture.tokenizers import TokenizerConfig
 from overture.training.distributed import World
 from overture.training.joint import JointPrior, JointPriorConfig, input_fillers, segment_terms
 from overture.training.optim import OptimizerConfig
+from test_golden import GOLDEN, SEGMENTS, TRANSFORMER
 
 PRIOR = PriorConfig(32, 2, 2, 11 / 4, 16, 10, rope_axes=(8, 4, 4), dropout=0.0)
 RATE = OptimizerConfig(learning_rate=1e-3, learning_rate_min=0.0, betas=(0.9, 0.99), warmup=1, flat=0)

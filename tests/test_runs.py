@@ -116,7 +116,9 @@ def test_what_a_run_measures(whole: Path) -> None:
     results = RunDirectory(whole).read_results()
     assert set(results) == {"entropy", "likelihood", "reconstruction", "generation", "seconds"}
     assert [r["protocol"]["guidance"] for r in results["generation"]] == ["none", "constant 1.5"]
-    assert all(r["protocol"]["images"] == 40 and r["protocol"]["reference_images"] == 9000 for r in results["generation"])
+    assert all(
+        r["protocol"]["images"] == 40 and r["protocol"]["reference_images"] == 9000 for r in results["generation"]
+    )
     assert results["entropy"]["predicted_cliff"] == 3
     for part, rows in (("train", 9000), ("held_out", 1000)):
         assert results["likelihood"][f"{part}_vocabulary"]["images"] == rows

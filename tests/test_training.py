@@ -118,7 +118,7 @@ def token_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenFile, To
             root / f"{name}.tokens",
             world=World(),
             progress=SilentProgress(),
-        )  # fmt: skip
+        )
         for name, source in (("train", data.train), ("held_out", data.held_out))
     ]
     return files[0], files[1]

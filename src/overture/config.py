@@ -38,7 +38,7 @@ def from_dict(cls: type[C], data: Any, where: str = "config") -> C:
     """Build ``cls`` from plain values; an unknown key, a missing one or a wrong type is a one-line error."""
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected an object for {cls.__name__}, got {data!r}")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
     values = {}
     for key, value in data.items():
@@ -80,7 +80,7 @@ def option_names(config: Any, prefix: str = "") -> list[str]:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
@@ -123,7 +123,7 @@ def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
         kind = value.get("kind")
         if kind not in components:
             raise UsageError(f"{where}: unknown kind {kind!r}{nearest(str(kind), components)}")
-        return from_dict(components[kind], value, where)
+        return from_dict(typing.cast(Any, components[kind]), value, where)
     errors = []
     for choice in choices:
         if choice is not type(None):

@@ -1,1 +1,1 @@
-
+"""Understanding tokens: conditional entropy, and the figures of entropy and schedules."""

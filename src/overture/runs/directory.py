@@ -67,7 +67,7 @@ class RunDirectory:
             return
         write_json(self.config, wanted)
 
-    def add_results(self, part: str, values: Mapping[str, Any]) -> None:
+    def add_results(self, part: str, values: Mapping[str, Any] | list[dict[str, Any]]) -> None:
         """Store the results of one part of the evaluation."""
         write_json(self.results, {**self.read_results(), part: values})
 

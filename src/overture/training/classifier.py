@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overture.config import to_dict
-from overture.errors import OvertureError, UsageError
 from overture.data.transforms import to_float
+from overture.errors import OvertureError, UsageError
 from overture.nn.classifier import (
     Classifier,
     ClassifierConfig,

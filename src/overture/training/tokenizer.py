@@ -21,7 +21,7 @@ from overture.data.stream import Batch, TrainingStream
 from overture.data.transforms import to_float
 from overture.errors import OvertureError
 from overture.losses.adversarial import AdversarialConfig
-from overture.losses.perceptual import DomainConfig, NoPerceptual, PerceptualConfig
+from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual, PerceptualConfig
 from overture.losses.reconstruction import ReconstructionConfig
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenized
@@ -83,6 +83,7 @@ class TokenizerTrainer:
         self.tokenizer = config.build().to(world.device)
         self.adversarial = training.adversarial.build(config.channels, config.image_size).to(world.device)
         self.reconstruction = training.reconstruction.build()
+        self.perceptual: Perceptual
         if isinstance(training.perceptual, DomainConfig):
             self.perceptual = training.perceptual.build(perceptual_network).to(world.device)  # type: ignore[arg-type]
         else:
