@@ -1,4 +1,4 @@
-"""Images to tokens and back; 2D, 1D and Prologue tokenizers as arrangements of the same parts."""
+"""Images to tokens and back; 2D, 1D, Prologue and Prologue-Post tokenizers as arrangements of the same parts."""
 
 from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerConfig
 

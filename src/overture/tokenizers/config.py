@@ -2,14 +2,14 @@
 
 2D, 1D and Prologue tokenizers are arrangements of the same parts; a segment's entry says which.
 
-========  ====================  ==============  =====================================
-          segment               source          decoded
-========  ====================  ==============  =====================================
-2D        visual                patches         yes
-1D        visual                queries         yes (learned patch queries are added)
-Prologue  prologue, then visual queries,        no, then yes
-                                patches
-========  ====================  ==============  =====================================
+=============  =====================  ================  =====================================
+               segment                source            decoded
+=============  =====================  ================  =====================================
+2D             visual                 patches           yes
+1D             visual                 queries           yes (learned patch queries are added)
+Prologue       prologue, then visual  queries, patches  no, then yes
+Prologue-Post  prologue, then visual  post, patches     no, then yes
+=============  =====================  ================  =====================================
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class CodebookConfig:
 class SegmentConfig:
     """One segment: its tokens, where the encoder reads them, how they are quantized, and whether the decoder sees them.
 
-    ``tokens`` counts learned queries; a segment read from ``patches`` has one token a patch and leaves it 0.
+    ``patches`` and ``queries`` are read from the encoder, ``post`` from the queries of the post encoder. ``tokens``
+    counts learned queries; a segment read from ``patches`` has one token a patch and leaves it 0.
     """
 
     name: str = "visual"
-    source: Literal["patches", "queries"] = "patches"
+    source: Literal["patches", "queries", "post"] = "patches"
     tokens: int = 0
     codebook: CodebookConfig = CodebookConfig()
     quantizer: QuantizerConfig = VectorConfig()
@@ -83,14 +84,16 @@ class TokenizerConfig:
     theta_grid: float = 2000.0
     theta_index: float = 10000.0
     segments: tuple[SegmentConfig, ...] = field(default=(SegmentConfig(),))
+    post_encoder: TransformerConfig | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise UsageError(
                 f"tokenizer: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
-        for name, transformer in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if self.rope_axes is not None and sum(self.rope_axes) != transformer.head_dim:
+        transformers = {"encoder": self.encoder, "decoder": self.decoder, "post encoder": self.post_encoder}
+        for name, transformer in transformers.items():
+            if self.rope_axes is not None and transformer is not None and sum(self.rope_axes) != transformer.head_dim:
                 raise UsageError(
                     f"tokenizer: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
                     f"the {name}'s heads have {transformer.head_dim} channels"
@@ -100,11 +103,13 @@ class TokenizerConfig:
         if not any(segment.decoded for segment in self.segments):
             raise UsageError("tokenizer: the decoder sees no segment; set decoded on one")
         for segment in self.segments:
-            if (segment.source == "queries") != (segment.tokens > 0):
+            if (segment.source == "patches") != (segment.tokens == 0) or segment.tokens < 0:
                 raise UsageError(
                     f"segment '{segment.name}': read from {segment.source}, tokens is {segment.tokens} "
-                    "(queries need tokens >= 1, patches need 0)"
+                    "(queries and post need tokens >= 1, patches need 0)"
                 )
+        if any(segment.source == "post" for segment in self.segments) != (self.post_encoder is not None):
+            raise UsageError("tokenizer: a segment read from 'post' and a post_encoder need each other")
 
     @property
     def grid(self) -> int:

@@ -5,6 +5,7 @@ Shapes: B images, L positions, D transformer channels, X values of a patch, T lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -55,15 +56,18 @@ class _WithRotary(nn.Module):
 
 
 class Encoder(_WithRotary):
-    """Patches, then learned queries, through one transformer; no norm or projection at the end."""
+    """Patches, then learned queries, through one transformer; no norm or projection at the end.
+
+    The post encoder is one too: its patches are the first encoder's outputs of them, its queries those of the segments
+    whose ``source`` is "post".
+    """
 
     queries: nn.Parameter | None
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: TokenizerConfig, size: TransformerConfig, inputs: int, source: str) -> None:
         super().__init__()
-        size: TransformerConfig = config.encoder
-        count = sum(segment.tokens for segment in config.segments)
-        self.patches = nn.Linear(config.patch_size**2 * config.channels, size.dim)
+        count = sum(segment.tokens for segment in config.segments if segment.source == source)
+        self.patches = nn.Linear(inputs, size.dim)
         self.queries = nn.Parameter(torch.randn(count, size.dim) * 0.02) if count else None
         initialize(self)
         self.transformer = size.build(config.num_classes, bias=True)
@@ -126,13 +130,24 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.layout: Layout = config.layout
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, config.encoder, config.patch_size**2 * config.channels, "queries")
+        dims = {"post": config.post_encoder.dim} if config.post_encoder else {}
         quantizers: dict[str, Quantizer] = {
-            entry.name: entry.quantizer.build(config.encoder.dim, segment.sizes)
+            entry.name: entry.quantizer.build(dims.get(entry.source, config.encoder.dim), segment.sizes)
             for entry, segment in zip(config.segments, self.layout.segments, strict=True)
         }
         self.quantizers = nn.ModuleDict(quantizers)
         self.decoder = Decoder(config, {name: quantizer.z_dim for name, quantizer in quantizers.items()})
+        self.post_encoder = (
+            Encoder(config, config.post_encoder, config.encoder.dim, "post") if config.post_encoder else None
+        )
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters to train: all, or only the post path where there is one (the rest stays as it was)."""
+        post = [f"quantizers.{segment.name}." for segment in self.config.segments if segment.source == "post"]
+        for name, parameter in self.named_parameters():
+            if self.post_encoder is None or name.startswith(("post_encoder.", *post)):
+                yield name, parameter
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Encoder outputs ``[B, L, D]`` that each segment is read from."""
@@ -140,14 +155,16 @@ class Tokenizer(nn.Module):
         expected = (config.channels, config.image_size, config.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise OvertureError(f"tokenizer: images are {list(images.shape)}, it was made for [B, {expected}]")
+        patches = config.grid**2
         x_BLD = self.encoder(split_patches(images, config.patch_size))
-        outputs, start = {}, config.grid**2
+        unread = {"patches": x_BLD[:, :patches], "queries": x_BLD[:, patches:]}
+        if self.post_encoder is not None:  # detached: what it learns must not reach the finished tokenizer
+            unread["post"] = self.post_encoder(unread["patches"].detach())[:, patches:]
+        outputs = {}
         for segment in config.segments:
-            if segment.source == "patches":
-                outputs[segment.name] = x_BLD[:, : config.grid**2]
-            else:
-                outputs[segment.name] = x_BLD[:, start : start + segment.tokens]
-                start += segment.tokens
+            length = segment.tokens or patches
+            outputs[segment.name] = unread[segment.source][:, :length]
+            unread[segment.source] = unread[segment.source][:, length:]
         return outputs
 
     def forward(self, images: Tensor) -> Tokenized:
