@@ -1,58 +1,43 @@
-"""Names of the released format to ours, enough for the golden data."""
+"""The golden data through the importer: as model files of ours, and tensors of the release under our names."""
 
 from __future__ import annotations
 
-import re
+import functools
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-_TRANSFORMER = [
-    (r"cond_proj\.0\.", "transformer.condition.classes."),
-    (r"cond_proj\.1\.", "transformer.condition.norm."),
-    (r"layers\.(\d+)\.adaln_1\.affine\.", r"transformer.blocks.\1.attention_norm."),
-    (r"layers\.(\d+)\.adaln_mlp\.affine\.", r"transformer.blocks.\1.feed_forward_norm."),
-    (r"layers\.(\d+)\.attn1\.to_q\.", r"transformer.blocks.\1.attention.query."),
-    (r"layers\.(\d+)\.attn1\.to_kv\.", r"transformer.blocks.\1.attention.key_value."),
-    (r"layers\.(\d+)\.attn1\.q_norm\.", r"transformer.blocks.\1.attention.query_norm."),
-    (r"layers\.(\d+)\.attn1\.k_norm\.", r"transformer.blocks.\1.attention.key_norm."),
-    (r"layers\.(\d+)\.attn1\.proj\.", r"transformer.blocks.\1.attention.output."),
-    (r"layers\.(\d+)\.gate1\.", r"transformer.blocks.\1.attention_gate."),
-    (r"layers\.(\d+)\.gate_mlp\.", r"transformer.blocks.\1.feed_forward_gate."),
-    (r"layers\.(\d+)\.ffn\.fc1\.", r"transformer.blocks.\1.feed_forward.input."),
-    (r"layers\.(\d+)\.ffn\.fc2\.", r"transformer.blocks.\1.feed_forward.output."),
-    (r"out_norm\.affine\.", "head.norm."),
-    (r"out\.", "head.projection."),
-]
-_RENAMES = [
-    *[(rf"enc\.{old}", f"encoder.{new}") for old, new in _TRANSFORMER],
-    (r"enc\.input_layer\.", "encoder.patches."),
-    *[(rf"dec\.{old}", f"decoder.{new}") for old, new in _TRANSFORMER],
-    (r"dec\.input_layer\.", "decoder.inputs.visual."),
-    (r"semantic_quantizer\.embedding\.weight", "quantizers.prologue.codebook"),
-    (r"semantic_quantizer\.proj_in\.", "quantizers.prologue.projection."),
-    (r"quantizer\.embedding\.weight", "quantizers.visual.codebook"),
-    (r"quantizer\.proj_in\.", "quantizers.visual.projection."),
-    *[(rf"ar_model\.{old}", new) for old, new in _TRANSFORMER],
-    (r"bos_emb\.", "class_embedding."),
-    (r"semantic_emb\.", "token_embedding."),
-]
-_DROPPED = r".*pos_select_mask|uncond_ar_labels|logit_mask"
+from overture.interop import import_release
+from overture.interop.names import NOT_WEIGHTS, release_name
+from overture.interop.release_config import read_config
+
+GOLDEN = Path(__file__).parent / "golden"
+_KEPT = []  # temporary directories live as long as the tests
+
+
+@functools.cache
+def imported(name: str) -> Path:
+    """``tests/golden/NAME`` imported into a directory with a tokenizer and a prior."""
+    _KEPT.append(tempfile.TemporaryDirectory())
+    out = Path(_KEPT[-1].name) / name
+    for part in ("tokenizer", "ar"):
+        import_release(GOLDEN / name / part, out, GOLDEN / name / "config_resolved.json")
+    return out
+
+
+@functools.cache
+def _our_names() -> dict[str, str]:
+    release, _ = read_config(GOLDEN / "prologue" / "config_resolved.json")
+    assert release.prior is not None
+    with torch.device("meta"):
+        modules = release.tokenizer.build(), release.prior.build(release.tokenizer.layout)
+    return {release_name(name): name for module in modules for name in module.state_dict()}
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under our names."""
-    out = {}
-    for name, tensor in tensors.items():
-        if re.fullmatch(_DROPPED, name):
-            continue
-        if name == "enc.learnable_query":
-            out["encoder.queries"] = tensor[0]
-            continue
-        for old, new in _RENAMES:
-            if re.match(old, name):
-                out[re.sub(f"^{old}", new, name)] = tensor
-                break
-        else:
-            raise KeyError(name)
-    return out
+    kept = {_our_names()[name]: tensor for name, tensor in tensors.items() if not NOT_WEIGHTS.fullmatch(name)}
+    return {name: tensor[0] if name == "encoder.queries" else tensor for name, tensor in kept.items()}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from golden_names import rename
+from golden_names import GOLDEN, imported
+from overture.interop.release_config import read_config
 from overture.nn.transformer import TransformerConfig
-from overture.priors import Guidance, Prior, PriorConfig
+from overture.pipeline import Pipeline, load_prior, load_tokenizer
+from overture.priors import Guidance, PriorConfig
 from overture.quantizers import SoftConfig, VectorConfig
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
-from overture.tokenizers.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parent / "golden"
 TRANSFORMER = TransformerConfig(dim=32, depth=2, heads=2, ratio=8 / 3, condition_dim=16)
 VISUAL = SegmentConfig("visual", codebook=CodebookConfig(k_max=64), quantizer=VectorConfig(z_dim=6))
 PROLOGUE = SegmentConfig(
@@ -42,14 +39,8 @@ class Case:
     def __init__(self, name: str) -> None:
         directory = GOLDEN / name
         self.expected = np.load(directory / "golden.npz")
-        config = TokenizerConfig(32, 3, 8, 10, TRANSFORMER, TRANSFORMER, rope_axes=(4, 4, 8), segments=SEGMENTS[name])
-        self.tokenizer: Tokenizer = config.build().eval()
-        weights = load_file(directory / "tokenizer/model_2.safetensors")  # EMA encoder
-        weights |= load_file(directory / "tokenizer/model_3.safetensors")  # EMA decoder
-        self.tokenizer.load_state_dict(rename(weights))
-        prior = PriorConfig(32, 2, 2, 11 / 4, 16, 10, rope_axes=(8, 4, 4))
-        self.prior: Prior = prior.build(self.tokenizer.layout).eval()
-        self.prior.load_state_dict(rename(load_file(directory / "ar/model.safetensors")))
+        self.tokenizer = load_tokenizer(imported(name))  # EMA
+        self.prior = load_prior(imported(name))  # raw
         self.images = torch.tensor(self.expected["images_uint8_NCHW"]).float() / 127.5 - 1
         self.classes = torch.tensor(self.expected["class_ids"])
         self.ids = torch.tensor(self.expected["indices"])
@@ -63,6 +54,16 @@ def case(request: pytest.FixtureRequest) -> Case:
 def close(ours: torch.Tensor, theirs: np.ndarray) -> bool:
     """Within 1e-4 of the largest magnitude."""
     return float(np.abs(ours.detach().numpy() - theirs).max()) <= 1e-4 * float(np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_sizes_are_those_of_the_config_file(name: str) -> None:
+    release, one_stage = read_config(GOLDEN / name / "config_resolved.json")
+    expected = TokenizerConfig(32, 3, 8, 10, TRANSFORMER, TRANSFORMER, rope_axes=(4, 4, 8), segments=SEGMENTS[name])
+    assert release.tokenizer == expected
+    assert release.prior == PriorConfig(32, 2, 2, 11 / 4, 16, 10, rope_axes=(8, 4, 4), dropout=0.0)
+    assert not one_stage
+    assert Pipeline.load(imported(name)).prior.layout == expected.layout
 
 
 def test_token_ids(case: Case) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +23,7 @@ COMMANDS = {
     "entropy": "conditional entropy per position of anyone's tokens",
     "schedule": "codebook sizes along the sequence, their bits and their cliff",
     "report": "write the report page of one or several runs",
+    "import": "turn released weights of others into models of ours",
     "recipes": "list the recipes",
 }
 
@@ -49,7 +51,8 @@ def build_parser(command: str | None) -> Parser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, about in COMMANDS.items():
         if name == command:
-            importlib.import_module(f"overture.cli.{name}").add_parser(subparsers)
+            module = f"{name}_" if keyword.iskeyword(name) else name
+            importlib.import_module(f"overture.cli.{module}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=about, add_help=False)
     return parser
