@@ -19,19 +19,19 @@ from overture.priors.guidance import Guidance
 from overture.priors.model import Prior, PriorConfig
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenizer
-from overture.training.checkpoint import read_metadata, read_weights
+from overture.training.checkpoint import find_model, read_metadata, read_weights
 
 __all__ = ["Pipeline", "find_model", "load_prior", "load_tokenizer"]
 
 Weights = Literal["raw", "ema"]
 
 
-def load_tokenizer(path: str | Path, weights: Weights = "ema", device: str | torch.device = "cpu") -> Tokenizer:
-    """A trained tokenizer, ready to use; published numbers use the EMA weights."""
+def load_tokenizer(path: str | Path, weights: Weights | None = None, device: str | torch.device = "cpu") -> Tokenizer:
+    """A trained tokenizer, ready to use, with the weights its file asks for (EMA if it does not say) or those given."""
     file = find_model(path, "tokenizer")
     metadata = read_metadata(file, "tokenizer")
     tokenizer = from_dict(TokenizerConfig, metadata["config"], where=f"{file}: config").build()
-    _load(tokenizer, file, weights)
+    _load(tokenizer, file, weights or metadata.get("use_weights", "ema"))
     return tokenizer.to(device)
 
 
@@ -43,36 +43,6 @@ def load_prior(path: str | Path, weights: Weights = "raw", device: str | torch.d
     prior = config.build(Layout.from_dict(metadata["layout"]))
     _load(prior, file, weights)
     return prior.to(device)
-
-
-def find_model(path: str | Path, kind: str) -> Path:
-    """The model file that ``path`` means: itself, in a directory, in a run, or on the hub."""
-    given = Path(path)
-    candidates = [given, given / "model.safetensors", given / kind / "model.safetensors"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    if given.exists():
-        raise OvertureError(f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there")
-    parts = str(path).split("/")
-    if len(parts) >= 2 and not str(path).startswith((".", "/", "~")):
-        return _from_hub(str(path), kind)
-    raise OvertureError(f"{path}: no such file, run or hub id")
-
-
-def _from_hub(path: str, kind: str) -> Path:
-    """Download ``owner/repository[/folder]``'s model file into the hub's cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    owner, repository, *folder = path.split("/")
-    errors = []
-    for place in (["model.safetensors"], [kind, "model.safetensors"]):
-        try:
-            return Path(hf_hub_download(f"{owner}/{repository}", "/".join([*folder, *place])))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            errors.append(str(error).strip().split("\n")[0])
-    raise OvertureError(f"{path}: neither a local path nor a {kind} on the hub ({errors[-1]})")
 
 
 def _load(module: torch.nn.Module, file: Path, weights: str) -> None:
@@ -98,7 +68,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Pipeline:
-        """Both models of a run, with the weights that published numbers use (tokenizer EMA, prior raw)."""
+        """Both models of a run, with the weights that published numbers use (tokenizer EMA unless its file says, prior raw)."""
         return cls(load_tokenizer(run, device=device), load_prior(run, device=device))
 
     def __call__(

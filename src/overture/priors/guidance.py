@@ -12,7 +12,7 @@ from typing import Literal
 from overture.errors import UsageError
 from overture.layout import Layout
 
-__all__ = ["Curve", "Guidance"]
+__all__ = ["Curve", "Guidance", "parse_temperature"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,24 @@ class Guidance:
         if self.whole is not None:
             return "none" if self.whole == Curve() else str(self.whole)
         return ", ".join(f"{name}: {curve}" for name, curve in self.parts)
+
+
+def parse_temperature(value: float | str) -> float | dict[str, float]:
+    """A temperature for all segments (``0.9``), or one for each (``prologue: 0.7, visual: 0.9``; others keep 1)."""
+    text = str(value)
+    try:
+        if ":" not in text:
+            parsed: float | dict[str, float] = float(text)
+        else:
+            pairs = (part.split(":") for part in text.split(",") if part.strip())
+            parsed = {name.strip(): float(number) for name, number in pairs}
+    except ValueError as error:
+        raise UsageError(f"temperature '{text}': write '0.9', or 'SEGMENT: 0.7, SEGMENT: 0.9'") from error
+    numbers = parsed.values() if isinstance(parsed, dict) else (parsed,)
+    for number in numbers:
+        if not (math.isfinite(number) and number > 0):
+            raise UsageError(f"temperature '{text}': {number:g} is not a finite number > 0")
+    return parsed
 
 
 def _parse_curve(text: str) -> Curve:

@@ -27,6 +27,16 @@ RECIPES = {
     "imagenet-2d": "overture.recipes.imagenet:imagenet_2d",
     "imagenet-1d": "overture.recipes.imagenet:imagenet_1d",
     "imagenet-vcq": "overture.recipes.imagenet:imagenet_vcq",
+    "prologue-fashion-mnist": "overture.recipes.small_prologue:prologue_fashion_mnist",
+    "vcq-prologue": "overture.recipes.small_prologue:vcq_prologue",
+    "prologue-b-b": "overture.recipes.prologue:prologue_b_b",
+    "prologue-b-l": "overture.recipes.prologue:prologue_b_l",
+    "prologue-b-xl": "overture.recipes.prologue:prologue_b_xl",
+    "prologue-l-b": "overture.recipes.prologue:prologue_l_b",
+    "prologue-l-l": "overture.recipes.prologue:prologue_l_l",
+    "prologue-l-xl": "overture.recipes.prologue:prologue_l_xl",
+    "prologue-post": "overture.recipes.prologue:prologue_post",
+    "prologue-onestage": "overture.recipes.prologue:prologue_onestage",
 }
 
 

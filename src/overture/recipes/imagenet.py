@@ -10,15 +10,26 @@ from dataclasses import replace
 
 from overture.data.stream import DataConfig
 from overture.losses.perceptual import LpipsConfig
+from overture.nn.transformer import TransformerConfig
 from overture.priors.model import PriorConfig
+from overture.recipes.presets import PRESETS
 from overture.recipes.quickstart import one_dimensional, shrink
 from overture.runs.config import EvaluationConfig, RunConfig
 from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerConfig
 from overture.training.prior import PriorTrainingConfig
 from overture.training.tokenizer import TokenizerTrainingConfig
 
-__all__ = ["imagenet_1d", "imagenet_2d", "imagenet_vcq"]
+__all__ = [
+    "imagenet_1d",
+    "imagenet_2d",
+    "imagenet_run",
+    "imagenet_vcq",
+    "prior_training",
+    "published_evaluation",
+    "tiny_run",
+]
 
+IMAGENET_IMAGES = 1_281_167
 UNIFORM = CodebookConfig("uniform", k_max=16384)
 
 
@@ -26,11 +37,11 @@ def imagenet_2d(tiny: bool = False) -> tuple[RunConfig, ...]:
     """The 2D baseline of the Prologue paper on ImageNet 256: 256 patch tokens, codebook 16384, Base prior.
 
     Paper: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), row "2D": rFID 2.15, gFID 21.01
-    without guidance (temperature 0.85), 5.02 with guidance cosine 10 power 1.5. 750 k batches of 256 in stage 1 (each
-    used for a generator and a discriminator step), 400 epochs at batch 512 in stage 3. Hardware: 8 accelerators, days.
-    Command: ``torchrun --nproc-per-node 8 -m overture run imagenet-2d``.
+    without guidance (temperature 0.85), 5.02 with guidance cosine 10 power 1.5; both settings are presets. 750 k batches
+    of 256 in stage 1 (150 epochs; the paper counts 1.5 M alternating steps, two for each batch), ten crops of every
+    image in stage 2, 400 epochs at batch 512 in stage 3. Hardware: 8 accelerators, days. Command: ``torchrun --nproc-per-node 8 -m overture run imagenet-2d``.
     """
-    return _runs("imagenet-2d", SegmentConfig("visual", "patches", 0, UNIFORM), "cosine 10 power 1.5", tiny)
+    return _runs("imagenet-2d", SegmentConfig("visual", "patches", 0, UNIFORM), tiny)
 
 
 def imagenet_1d(tiny: bool = False) -> tuple[RunConfig, ...]:
@@ -40,7 +51,7 @@ def imagenet_1d(tiny: bool = False) -> tuple[RunConfig, ...]:
     without guidance (temperature 0.85), 6.10 with guidance cosine 19 power 1.75. Hardware and command as
     ``imagenet-2d``.
     """
-    return _runs("imagenet-1d", SegmentConfig("visual", "queries", 256, UNIFORM), "cosine 19 power 1.75", tiny)
+    return _runs("imagenet-1d", SegmentConfig("visual", "queries", 256, UNIFORM), tiny)
 
 
 def imagenet_vcq(tiny: bool = False) -> tuple[RunConfig, ...]:
@@ -52,11 +63,22 @@ def imagenet_vcq(tiny: bool = False) -> tuple[RunConfig, ...]:
     Hardware and command as ``imagenet-2d``.
     """
     growing = CodebookConfig("power", k_min=2, k_max=16384, exponent=2.0)
-    return _runs("imagenet-vcq", SegmentConfig("visual", "queries", 256, growing), "1.0", tiny)
+    return _runs("imagenet-vcq", SegmentConfig("visual", "queries", 256, growing), tiny)
 
 
-def _runs(name: str, segment: SegmentConfig, guidance: str, tiny: bool) -> tuple[RunConfig, ...]:
-    config = RunConfig(
+def _runs(name: str, segment: SegmentConfig, tiny: bool) -> tuple[RunConfig, ...]:
+    return (tiny_run(name, (segment,)) if tiny else imagenet_run(name, (segment,)),)
+
+
+def imagenet_run(
+    name: str,
+    segments: tuple[SegmentConfig, ...],
+    *,
+    decoder: TransformerConfig | None = None,
+    post_encoder: TransformerConfig | None = None,
+) -> RunConfig:
+    """A run on ImageNet 256 with the settings of the Prologue paper's baselines, evaluated at its recipe's presets."""
+    return RunConfig(
         name=name,
         recipe=name,
         data=DataConfig(
@@ -68,14 +90,38 @@ def _runs(name: str, segment: SegmentConfig, guidance: str, tiny: bool) -> tuple
             mirror=True,
             workers=8,
         ),
-        tokenizer=TokenizerConfig(segments=(segment,)),
-        tokenizer_training=TokenizerTrainingConfig(perceptual=LpipsConfig()),
+        tokenizer=TokenizerConfig(segments=segments, decoder=decoder or TransformerConfig(), post_encoder=post_encoder),
+        tokenizer_training=TokenizerTrainingConfig(steps=750_000, perceptual=LpipsConfig()),
         prior=PriorConfig(),
-        prior_training=PriorTrainingConfig(),
-        evaluation=EvaluationConfig(network="inception", samples=50_000, guidance=guidance),
+        prior_training=prior_training(epochs=400, batch_size=512),
+        evaluation=replace(published_evaluation(name), network="inception", samples=50_000),
     )
-    if not tiny:
-        return (config,)
-    small = one_dimensional(name, segment.codebook)
-    shrunk = replace(segment, tokens=16 if segment.tokens else 0, codebook=replace(segment.codebook, k_max=256))
-    return (shrink(replace(small, recipe=name, tokenizer=replace(small.tokenizer, segments=(shrunk,)))),)
+
+
+def prior_training(epochs: int, batch_size: int) -> PriorTrainingConfig:
+    """The papers' training of a prior for so many epochs of whole batches."""
+    return PriorTrainingConfig(steps=epochs * (IMAGENET_IMAGES // batch_size), batch_size=batch_size)
+
+
+def published_evaluation(name: str) -> EvaluationConfig:
+    """The recipe's published settings, with and without guidance; a recipe without them is judged unguided."""
+    if name not in PRESETS:
+        return EvaluationConfig()
+    guided, unguided = PRESETS[name]["paper"], PRESETS[name]["unguided"]
+    return EvaluationConfig(
+        guidance=guided.guidance, temperature=guided.temperature, unguided_temperature=unguided.temperature
+    )
+
+
+def tiny_run(
+    name: str, segments: tuple[SegmentConfig, ...], *, post_encoder: TransformerConfig | None = None
+) -> RunConfig:
+    """The same arrangement on the embedded images, with codebooks of at most 256 and at most 16 tokens a segment."""
+    small = one_dimensional(name, segments[0].codebook)
+    shrunk = tuple(
+        replace(s, tokens=min(s.tokens, 16), codebook=replace(s.codebook, k_max=min(s.codebook.k_max, 256)))
+        for s in segments
+    )
+    evaluation = replace(published_evaluation(name), network="domain", samples=small.evaluation.samples)
+    tokenizer = replace(small.tokenizer, segments=shrunk, post_encoder=post_encoder)
+    return shrink(replace(small, recipe=name, tokenizer=tokenizer, evaluation=evaluation))

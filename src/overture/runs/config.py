@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from overture.data.stream import DataConfig
 from overture.errors import UsageError
 from overture.nn.classifier import ClassifierConfig
-from overture.priors.guidance import Guidance
+from overture.priors.guidance import Guidance, parse_temperature
 from overture.priors.model import PriorConfig
 from overture.tokenizers.config import TokenizerConfig
 from overture.training.classifier import ClassifierTrainingConfig
@@ -34,20 +35,26 @@ class EvaluationConfig:
     ``network`` names the feature network (``domain`` is the run's own judge, trained with ``judge``; others are as
     :func:`overture.evaluation.networks.load_network` knows them). ``guidance`` is written as on the command line
     (``"1.5"``, ``"cosine 4 power 1.5"``, ``"prologue: 0.7, visual: cosine 3.75 power 0.2"``). Distances are measured
-    against the training images, with ``samples`` generated images of balanced classes.
+    against the training images, with ``samples`` generated images of balanced classes, once without guidance and once
+    with it. ``temperature`` is a number or one per segment (``"prologue: 0.7, visual: 0.9"``); without guidance it is
+    ``unguided_temperature`` where that is given.
     """
 
     network: str = "domain"
     samples: int = 50_000
     batch_size: int = 250
     guidance: str = "1.0"
-    temperature: float = 1.0
+    temperature: float | str = 1.0
+    unguided_temperature: float | str | None = None
     top_k: int = 0
     top_p: float = 1.0
     shown_per_class: int = 8
 
     def __post_init__(self) -> None:
         Guidance.parse(self.guidance)
+        for temperature in (self.temperature, self.unguided_temperature):
+            if temperature is not None:
+                parse_temperature(temperature)
         if self.samples < 2:
             raise UsageError(f"evaluation: samples is {self.samples}, needs >= 2")
 
@@ -55,7 +62,11 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class RunConfig:
     """Everything about one run. What the tokenizer and the prior need to know of the data is filled in by
-    :meth:`resolve`, so that another data set needs no other setting."""
+    :meth:`resolve`, so that another data set needs no other setting.
+
+    ``prior_source`` says where the run's prior comes from: trained on the token file (stage 3), or the ``joint`` prior
+    of stage 1 used as it is ("OneStage").
+    """
 
     name: str = "run"
     recipe: str = ""
@@ -68,7 +79,13 @@ class RunConfig:
     tokens: TokensConfig = TokensConfig()
     prior: PriorConfig = PriorConfig()
     prior_training: PriorTrainingConfig = PriorTrainingConfig()
+    prior_source: Literal["tokens", "joint"] = "tokens"
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        joint = self.tokenizer_training.joint
+        if self.prior_source == "joint" and joint is None:
+            raise UsageError("prior_source is joint, but tokenizer_training.joint is not set; use prior_source tokens")
 
     def resolve(self, num_classes: int) -> RunConfig:
         """The same config with image size, channels and classes taken from the data throughout."""
@@ -78,10 +95,17 @@ class RunConfig:
             network = replace(config.network, image_size=size, channels=channels, num_classes=num_classes)
             return replace(config, network=network)
 
+        prior = replace(self.prior, num_classes=num_classes)
+        training, joint = self.tokenizer_training, self.tokenizer_training.joint
+        if joint is not None:
+            joint = replace(joint, prior=replace(joint.prior, num_classes=num_classes))
+            training = replace(training, joint=joint)
+            prior = joint.prior if self.prior_source == "joint" else prior
         return replace(
             self,
             judge=domain(self.judge),
             perceptual_network=domain(self.perceptual_network),
             tokenizer=replace(self.tokenizer, image_size=size, channels=channels, num_classes=num_classes),
-            prior=replace(self.prior, num_classes=num_classes),
+            tokenizer_training=training,
+            prior=prior,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.protocol import Protocol
 from overture.evaluation.reference import Reference
 from overture.pipeline import Pipeline
-from overture.priors.guidance import Guidance
+from overture.priors.guidance import Guidance, parse_temperature
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.training.checkpoint import read_metadata
@@ -86,13 +86,14 @@ def measure_likelihood(pipe: Pipeline, run: RunDirectory) -> dict[str, Any]:
 def protocol(config: RunConfig, run: RunDirectory, kind: str) -> Protocol:
     """What every number of this run has in common."""
     model = run.tokenizer_model if kind == "tokenizer" else run.prior_model
+    tokenizer = read_metadata(run.tokenizer_model, "tokenizer").get("use_weights", "ema")
     return Protocol(
         image_size=config.data.image_size,
         crop="center",
         resize="box halving, bicubic",
         dtype="float32",
         checkpoint=read_metadata(model, kind)["weights_hash"],
-        weights="ema" if kind == "tokenizer" else "raw (tokenizer ema)",
+        weights=tokenizer if kind == "tokenizer" else f"raw (tokenizer {tokenizer})",
         seed=config.seed,
     )
 
@@ -122,9 +123,9 @@ def measure_generation(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The distance of generated images to the training images, without guidance and with the config's guidance."""
-    settings = dict.fromkeys(("1.0", config.evaluation.guidance))
-    results = []
-    for text in settings:
+    evaluation, results = config.evaluation, []
+    unguided = evaluation.temperature if evaluation.unguided_temperature is None else evaluation.unguided_temperature
+    for text, temperature in dict.fromkeys((("1.0", unguided), (evaluation.guidance, evaluation.temperature))):
         guidance = Guidance.parse(text)
         progress.start("samples", config.evaluation.samples, unit="image")
         about = Protocol(
@@ -132,16 +133,22 @@ def measure_generation(
                 **protocol(config, run, "prior").to_dict(),
                 "classes": "balanced",
                 "guidance": str(guidance),
-                "temperature": f"{config.evaluation.temperature:g}",
+                "temperature": temperature if isinstance(temperature, str) else f"{temperature:g}",
             }
         )
-        batches = generated_batches(config, pipe, guidance, progress)
+        batches = generated_batches(config, pipe, guidance, parse_temperature(temperature), progress)
         results.append(generation_distance(judge, batches, reference, about).to_dict())
         progress.finish()
     return results
 
 
-def generated_batches(config: RunConfig, pipe: Pipeline, guidance: Guidance, progress: Progress) -> Iterator[Tensor]:
+def generated_batches(
+    config: RunConfig,
+    pipe: Pipeline,
+    guidance: Guidance,
+    temperature: float | Mapping[str, float],
+    progress: Progress,
+) -> Iterator[Tensor]:
     """``samples`` generated images of balanced classes, uint8; batch b is drawn from (seed, b)."""
     evaluation = config.evaluation
     classes = balanced_classes(evaluation.samples, config.prior.num_classes)
@@ -152,7 +159,7 @@ def generated_batches(config: RunConfig, pipe: Pipeline, guidance: Guidance, pro
             part,
             seed=config.seed * 1_000_003 + number,
             guidance=guidance,
-            temperature=evaluation.temperature,
+            temperature=temperature,
             top_k=evaluation.top_k,
             top_p=evaluation.top_p,
         )
@@ -174,7 +181,7 @@ def draw_pictures(config: RunConfig, data: ImageData, run: RunDirectory, pipe: P
         classes,
         seed=config.seed,
         guidance=Guidance.parse(config.evaluation.guidance),
-        temperature=config.evaluation.temperature,
+        temperature=parse_temperature(config.evaluation.temperature),
         top_k=config.evaluation.top_k,
         top_p=config.evaluation.top_p,
     )

@@ -111,7 +111,8 @@ def all_images(source: Source, config: RunConfig) -> tuple[Tensor, Tensor]:
 
 
 def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
-    if run.tokenizer_model.exists():
+    joint = config.prior_source == "joint"
+    if run.tokenizer_model.exists() and (run.prior_model.exists() or not joint):
         return
     training = config.tokenizer_training
     network: Classifier | None = None
@@ -124,7 +125,11 @@ def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, prog
     if stream.corrupt:
         progress.say(f"{len(stream.corrupt)} corrupt images were skipped, the first is {stream.corrupt[0]}")
     if world.is_main:
-        trainer.save(run.tokenizer_model, {"run_config": to_dict(config)})
+        about = {"run_config": to_dict(config)}
+        # A joint prior has learned the ids of the raw tokenizer, so the two are used together.
+        digest = trainer.save(run.tokenizer_model, {**about, "use_weights": "raw"} if joint else about)
+        if joint and trainer.joint:
+            trainer.joint.save(run.prior_model, trainer.step, {**about, "tokenizer_hash": digest})
         _remove_steps(run.tokenizer)
     world.barrier()
 

@@ -15,16 +15,24 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from overture.config import to_dict
 from overture.errors import OvertureError
 
-__all__ = ["latest_step", "load_state", "read_metadata", "read_weights", "save_model", "save_state", "weights_hash"]
+if TYPE_CHECKING:
+    from overture.priors.model import Prior
+    from overture.training.ema import EMA
+
+__all__ = [
+    "find_model", "latest_step", "load_state", "read_metadata", "read_weights", "save_model", "save_prior",
+    "save_state", "weights_hash",
+]  # fmt: skip
 
 FORMAT_VERSION = 1
 
@@ -38,6 +46,13 @@ def save_model(path: Path, kind: str, weights: Mapping[str, Mapping[str, Tensor]
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     _replace(path, lambda temporary: save_file(contiguous, temporary, metadata=text))
     return digest
+
+
+def save_prior(path: Path, prior: Prior, ema: EMA, step: int, metadata: Mapping[str, Any]) -> str:
+    """Write a prior's ``model.safetensors`` (raw and EMA weights); returns its hash."""
+    weights = {"raw": prior.state_dict(), "ema": ema.state_dict()}
+    about = {"config": to_dict(prior.config), "layout": prior.layout.to_dict(), "step": step}
+    return save_model(path, "prior", weights, {**about, **metadata})
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -73,6 +88,36 @@ def read_weights(path: Path, role: str) -> dict[str, Tensor]:
         if not names:
             raise OvertureError(f"{path}: holds no '{role}' weights")
         return {name.removeprefix(f"{role}."): file.get_tensor(name) for name in names}
+
+
+def find_model(path: str | Path, kind: str) -> Path:
+    """The model file that ``path`` means: itself, in a directory, in a run, or on the hub."""
+    given = Path(path)
+    candidates = [given, given / "model.safetensors", given / kind / "model.safetensors"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if given.exists():
+        raise OvertureError(f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there")
+    parts = str(path).split("/")
+    if len(parts) >= 2 and not str(path).startswith((".", "/", "~")):
+        return _from_hub(str(path), kind)
+    raise OvertureError(f"{path}: no such file, run or hub id")
+
+
+def _from_hub(path: str, kind: str) -> Path:
+    """Download ``owner/repository[/folder]``'s model file into the hub's cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    owner, repository, *folder = path.split("/")
+    errors = []
+    for place in (["model.safetensors"], [kind, "model.safetensors"]):
+        try:
+            return Path(hf_hub_download(f"{owner}/{repository}", "/".join([*folder, *place])))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            errors.append(str(error).strip().split("\n")[0])
+    raise OvertureError(f"{path}: neither a local path nor a {kind} on the hub ({errors[-1]})")
 
 
 def save_state(directory: Path, step: int, state: Mapping[str, Any]) -> None:

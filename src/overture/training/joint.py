@@ -10,6 +10,7 @@ Shapes: B images, L sequence positions, D channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from overture.errors import UsageError
 from overture.layout import Layout
 from overture.priors.model import PriorConfig
 from overture.tokenizers.tokenizer import Tokenized, Tokenizer
+from overture.training.checkpoint import save_prior
 from overture.training.distributed import World
 from overture.training.ema import EMA
 from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
@@ -124,6 +126,10 @@ class JointPrior:
         self.optimizer.step()
         self.ema.update(self.prior)
         return {"joint_prior": loss.detach()}
+
+    def save(self, path: Path, step: int, metadata: dict[str, Any]) -> str:
+        """Write the prior's ``model.safetensors`` (raw and EMA weights); returns its hash."""
+        return save_prior(path, self.prior, self.ema, step, metadata)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overture.config import to_dict
 from overture.data.tokens import TokenFile, TokenStream
 from overture.layout import Layout
 from overture.priors.model import Prior, PriorConfig
-from overture.training.checkpoint import latest_step, load_state, save_model, save_state
+from overture.training.checkpoint import latest_step, load_state, save_prior, save_state
 from overture.training.distributed import World
 from overture.training.ema import EMA
 from overture.training.metrics import MetricLog, check_finite
@@ -119,11 +118,7 @@ class PriorTrainer:
 
     def save(self, path: Path, metadata: dict[str, Any]) -> str:
         """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
-        weights = {"raw": self.prior.state_dict(), "ema": self.ema.state_dict()}
-        layout = self.prior.layout.to_dict()
-        return save_model(
-            path, "prior", weights, {"config": to_dict(self.config), "layout": layout, "step": self.step, **metadata}
-        )
+        return save_prior(path, self.prior, self.ema, self.step, metadata)
 
 
 def train_prior(

@@ -24,8 +24,16 @@ from overture.losses.adversarial import AdversarialConfig
 from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual, PerceptualConfig
 from overture.losses.reconstruction import ReconstructionConfig
 from overture.tokenizers.config import TokenizerConfig
-from overture.tokenizers.tokenizer import Tokenized
-from overture.training.checkpoint import latest_step, load_state, save_model, save_state
+from overture.tokenizers.tokenizer import Tokenized, Tokenizer
+from overture.training.checkpoint import (
+    find_model,
+    latest_step,
+    load_state,
+    read_metadata,
+    read_weights,
+    save_model,
+    save_state,
+)
 from overture.training.distributed import World
 from overture.training.ema import EMA
 from overture.training.joint import JointPriorConfig
@@ -33,7 +41,10 @@ from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
 from overture.training.progress import Interrupted, Progress, stop_requested
 
-__all__ = ["Precision", "TokenizerTrainer", "TokenizerTrainingConfig", "autocast", "checkpoint_due", "train_tokenizer"]
+__all__ = [
+    "Precision", "TokenizerTrainer", "TokenizerTrainingConfig", "autocast", "checkpoint_due", "start_from",
+    "train_tokenizer",
+]  # fmt: skip
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,11 +53,15 @@ Precision = Literal["float32", "bfloat16"]
 class TokenizerTrainingConfig:
     """How a tokenizer is trained. ``steps`` counts batches; ``batch_size`` is that of all processes together.
 
+    ``start_from`` is a trained tokenizer (a model file, a run or a hub id): its parts are copied, with its EMA weights,
+    and where the new tokenizer has a post encoder they stay as they are ("Prologue-Post").
+
     ``checkpoint_minutes`` is the time between checkpoints for an exact resume; it does not change any number.
     """
 
     steps: int = 750_000
     batch_size: int = 256
+    start_from: str = ""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20_000, flat=100_000
     )
@@ -81,6 +96,8 @@ class TokenizerTrainer:
         self.config, self.training, self.seed, self.world = config, training, seed, world
         world.seed(seed, "tokenizer weights", 0)
         self.tokenizer = config.build().to(world.device)
+        if training.start_from:
+            start_from(self.tokenizer, training.start_from)
         self.adversarial = training.adversarial.build(config.channels, config.image_size).to(world.device)
         self.reconstruction = training.reconstruction.build()
         self.perceptual: Perceptual
@@ -143,7 +160,8 @@ class TokenizerTrainer:
         )
         self.ema.update(self.tokenizer)
         for quantizer in self.tokenizer.quantizers.values():
-            quantizer.maintain(self.seed, self.step)  # type: ignore[operator]
+            if any(parameter.requires_grad for parameter in quantizer.parameters()):
+                quantizer.maintain(self.seed, self.step)  # type: ignore[operator]
         return {**terms, "loss": total}, out
 
     def discriminator_step(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
@@ -197,6 +215,26 @@ class TokenizerTrainer:
         """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
         weights = {"raw": self.tokenizer.state_dict(), "ema": self.ema.state_dict()}
         return save_model(path, "tokenizer", weights, {"config": to_dict(self.config), "step": self.step, **metadata})
+
+
+def start_from(tokenizer: Tokenizer, path: str) -> None:
+    """Copy the EMA weights of the trained tokenizer at ``path``; freeze what is not to be trained any more.
+
+    All its parts have to fit. Parts that it lacks keep their fresh weights, if they are to be trained.
+    """
+    file = find_model(path, "tokenizer")
+    read_metadata(file, "tokenizer")
+    weights, own = read_weights(file, "ema"), tokenizer.state_dict()
+    for name, tensor in weights.items():
+        if name not in own or own[name].shape != tensor.shape:
+            here = list(own[name].shape) if name in own else "nothing"
+            raise OvertureError(f"{file}: {name} is {list(tensor.shape)}, the new tokenizer has {here} in its place")
+    trained = dict(tokenizer.trained_parameters())
+    for name in own.keys() - weights.keys() - trained.keys():
+        raise OvertureError(f"{file}: has no {name}, which the new tokenizer needs and does not train")
+    tokenizer.load_state_dict(weights, strict=False)
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(name in trained)
 
 
 def train_tokenizer(

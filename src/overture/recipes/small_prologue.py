@@ -1,0 +1,113 @@
+"""Prologue on Fashion-MNIST, for a laptop: against the 2D baseline, and together with variable codebooks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from overture.data.stream import DataConfig
+from overture.nn.transformer import TransformerConfig
+from overture.priors.model import PriorConfig
+from overture.quantizers import VectorConfig
+from overture.recipes.prologue import prologue_segment, tiny_joint
+from overture.recipes.quickstart import one_dimensional, shrink
+from overture.runs.config import RunConfig
+from overture.tokenizers.config import CodebookConfig, SegmentConfig
+from overture.training.joint import JointPriorConfig
+from overture.training.optim import OptimizerConfig
+
+__all__ = ["prologue_fashion_mnist", "vcq_prologue"]
+
+UNIFORM = CodebookConfig("uniform", k_max=512)
+GROWING = CodebookConfig("linear", k_min=2, k_max=512)
+
+
+def prologue_fashion_mnist(tiny: bool = False) -> tuple[RunConfig, ...]:
+    """The 2D baseline and Prologue on Fashion-MNIST, with equal budgets: 49 patch tokens, and 8 more in front.
+
+    Method: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), patches of 4 px, visual codebook 512,
+    prologue codebook 64; both runs have the same data, tokenizer size, steps and prior. Expect the same reconstruction;
+    what happens to generation and to the cross-entropy of the whole sequence is the question.
+    Data: torchvision's Fashion-MNIST (downloaded, or Debian's package dataset-fashion-mnist).
+    Hardware: one CPU core a model, about 40 minutes each. Command: ``overture run prologue-fashion-mnist``.
+    """
+    patches = _visual("patches", UNIFORM)
+    baseline = _laptop("prologue-fashion-mnist", "2d", (patches,))
+    prologue = _laptop("prologue-fashion-mnist", "prologue", (prologue_segment(8, 64), patches))
+    return tuple(_small(run) if tiny else run for run in (baseline, prologue))
+
+
+def vcq_prologue(tiny: bool = False) -> tuple[RunConfig, ...]:
+    """Prologue together with variable codebooks on Fashion-MNIST: in the visual segment, in the prologue, over 1D.
+
+    Methods: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137) and "Taming the Entropy Cliff"
+    (arXiv 2605.06207); neither paper joins them, so there are no published numbers. ``vcq-visual``: a prologue before
+    patch tokens whose codebook grows. ``vcq-prologue``: the prologue's own codebook grows. ``vcq-1d``: a prologue before
+    the 49 tokens of a 1D VCQ tokenizer. Each is only another layout.
+    Data, hardware and sizes as ``prologue-fashion-mnist``. Command: ``overture run vcq-prologue``, one of them with
+    ``--only vcq-1d``.
+    """
+    prologue = prologue_segment(8, 64)
+    growing_prologue = replace(prologue, codebook=CodebookConfig("linear", k_min=2, k_max=64))
+    layouts = {
+        "vcq-visual": (prologue, _visual("patches", GROWING)),
+        "vcq-prologue": (growing_prologue, _visual("patches", UNIFORM)),
+        "vcq-1d": (prologue, replace(_visual("queries", GROWING), tokens=49)),
+    }
+    runs = tuple(_laptop("vcq-prologue", name, segments) for name, segments in layouts.items())
+    return tuple(map(_small, runs)) if tiny else runs
+
+
+def _visual(source: str, codebook: CodebookConfig) -> SegmentConfig:
+    quantizer = VectorConfig(z_dim=12, revive_after=200)
+    return SegmentConfig("visual", source, 0, codebook, quantizer)  # type: ignore[arg-type]
+
+
+def _laptop(recipe: str, name: str, segments: tuple[SegmentConfig, ...]) -> RunConfig:
+    """An evening's run; where the decoder skips a segment, a joint prior trains it."""
+    config = one_dimensional(name, UNIFORM)
+    training, prior = config.tokenizer_training, config.prior_training
+    rate = replace(training.optimizer, warmup=200, flat=3000)
+    joint = None
+    if not all(segment.decoded for segment in segments):
+        joint = JointPriorConfig(
+            prior=PriorConfig(dim=64, depth=3, heads=4, condition_dim=16, dropout=0.0),
+            optimizer=OptimizerConfig(
+                learning_rate=2e-3, learning_rate_min=1e-4, betas=(0.9, 0.99), weight_decay=0.03, warmup=200, flat=3000
+            ),
+            ema_half_life=300.0,
+        )
+    return replace(
+        config,
+        recipe=recipe,
+        data=replace(config.data, source="fashion-mnist", held_out="fashion-mnist/test"),
+        tokenizer=replace(config.tokenizer, patch_size=4, segments=segments),
+        tokenizer_training=replace(
+            training,
+            steps=6000,
+            optimizer=rate,
+            discriminator_optimizer=replace(training.discriminator_optimizer, warmup=200, flat=3000),
+            adversarial=replace(training.adversarial, start=2000),
+            joint=joint,
+            ema_half_life=300.0,
+            checkpoint_minutes=5.0,
+        ),
+        prior=replace(config.prior, dim=96, depth=4),
+        prior_training=replace(
+            prior, steps=6000, batch_size=96, ema_half_life=300.0, evaluate_every=1000, checkpoint_minutes=5.0
+        ),
+    )
+
+
+def _small(config: RunConfig) -> RunConfig:
+    """The tiny form: the embedded images, patches of 7 px, 16 visual tokens."""
+    transformer = TransformerConfig(dim=32, depth=2, heads=2, condition_dim=16)
+    segments = tuple(replace(segment, tokens=min(segment.tokens, 16)) for segment in config.tokenizer.segments)
+    small = shrink(config)
+    joint = tiny_joint() if config.tokenizer_training.joint else None
+    return replace(
+        small,
+        data=DataConfig(held_out_share=0.1, image_size=28, channels=1, crop="center", mirror=False),
+        tokenizer=replace(small.tokenizer, patch_size=7, encoder=transformer, decoder=transformer, segments=segments),
+        tokenizer_training=replace(small.tokenizer_training, joint=joint),
+        prior=replace(small.prior, dim=32, depth=2, heads=2),
+    )
