@@ -53,7 +53,9 @@ def generate(
             if position.high - position.low == 1:
                 run.sequence[:, step] = position.low
                 continue
-            logits_BS = run.logits(step) / temperatures[step]
+            logits_BS = run.logits(step)
+            if temperatures[step] != 1:
+                logits_BS = logits_BS / temperatures[step]
             if top_k == 1:
                 choice = logits_BS.argmax(dim=-1)
             else:
