@@ -49,7 +49,7 @@ def test_prologue_by_hand() -> None:
 
 
 def test_released_prologue() -> None:
-    """Separator id is K_visual + K_prologue, visual ids are those of the plain tokenizer (spec section 6)."""
+    """Separator id is K_visual + K_prologue, visual ids are those of the plain tokenizer (docs/prologue.md, section 6)."""
     layout = Layout((Segment("prologue", (1024,) * 16, separator=True), Segment("visual", (16384,) * 256)))
     assert (layout.vocabulary_size, layout.sequence_length, layout.length) == (17_409, 273, 272)
     assert layout.positions[16].low == 17_408

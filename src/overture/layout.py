@@ -63,7 +63,7 @@ class Position:
 
     segment: int
     step: int
-    """Counted from the segment's start; the separator after a segment is step 0 of the next one (spec section 9)."""
+    """Counted from the segment's start; the separator after a segment is step 0 of the next one (docs/prologue.md, section 9)."""
     low: int
     high: int
     is_separator: bool

@@ -1,4 +1,4 @@
-"""From an image file to pixels: grey or colour, resizing, crops, and the uint8 conventions (prologue.md, section 2).
+"""From an image file to pixels: grey or colour, resizing, crops, and the uint8 conventions (docs/prologue.md, section 2).
 
 Resizing is that of ADM's evaluation and of the Prologue release (section 6): halve with a box filter while the image
 is at least twice too large, then bicubic. Crops take a Pillow image of mode ``L`` or ``RGB`` and give uint8

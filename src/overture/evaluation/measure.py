@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError
 from overture.evaluation.frechet import Gaussian, GaussianStatistics, frechet_distance
 from overture.evaluation.networks import FeatureNetwork
-from overture.data.transforms import to_float, to_uint8
 from overture.evaluation.protocol import Measurement, Protocol
 from overture.evaluation.reconstruction import ReconstructionMeter, ReconstructionQuality
 from overture.evaluation.reference import ImageSetHash, Reference

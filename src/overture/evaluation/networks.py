@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overture.errors import OvertureError, UsageError, missing_package, nearest
 from overture.data.transforms import to_float
+from overture.errors import OvertureError, UsageError, missing_package, nearest
 from overture.nn.classifier import load_classifier, tensors_hash
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Codebook usage, position by position: an average over positions hides dead tails (VCQ, section 4 of the spec)."""
+"""Codebook usage, position by position: an average over positions hides dead tails (VCQ)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Imports a directory of the Prologue release: its safetensors files become model files of ours.
 
-A file's role is its number (spec section 11): tokenizer ``model`` encoder and quantizers, ``model_1`` decoder,
+A file's role is its number (docs/prologue.md, section 11): tokenizer ``model`` encoder and quantizers, ``model_1`` decoder,
 ``model_2`` and ``model_3`` their EMA; joint runs ``model_5`` prior, ``model_6`` its EMA; prior ``model``, ``model_1``
 its EMA. The pickles beside them are never opened. No file is held in memory: see :mod:`overture.interop.stream`.
 """
@@ -24,7 +24,7 @@ from overture.interop.release_config import read_config
 from overture.interop.releases import RELEASES, Release
 from overture.interop.stream import StoredTensor, write_model
 from overture.layout import Layout
-from overture.tokenizers.config import CodebookConfig, TokenizerConfig
+from overture.tokenizers.config import TokenizerConfig
 from overture.training.checkpoint import read_metadata
 
 __all__ = ["Imported", "import_release"]
@@ -82,7 +82,7 @@ def _what(place: Place, config: Path | None) -> tuple[Release, bool]:
         release = RELEASES[place.name]
         return release, release.has_tokenizer and release.prior is not None
     release, one_stage = read_config(config)
-    if any(name.startswith("ar_model.") for name in _contents(place.file("model"))):
+    if place.has("model") and any(name.startswith("ar_model.") for name in _contents(place.file("model"))):
         if release.prior is None:
             raise OvertureError(f"{config}: ARModel is missing, and {place} holds a prior")
         return replace(release, has_tokenizer=False), False
@@ -202,20 +202,19 @@ def _collect(place: Place, files: Role, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def _with_sizes(config: TokenizerConfig, files: list[Path]) -> TokenizerConfig:
-    """The config with the codebook sizes of the stored position masks, where these say anything."""
-    segments = list(config.segments)
-    for place, segment in enumerate(config.layout.segments):
+    """The config with the codebook sizes of the stored position masks, where these do not allow everything."""
+    contents = [_contents(file) for file in files]
+    segments = []
+    for entry, segment in zip(config.segments, config.layout.segments, strict=True):
         theirs = release_name(f"quantizers.{segment.name}.codebook").replace("embedding.weight", POSITION_MASK)
-        for file in files:
-            stored = _contents(file).get(theirs)
-            if stored is None:
-                continue
-            sizes = _prefix_sizes(stored, (len(segment), segment.codebook_size))
-            if len(set(sizes)) > 1 or sizes[0] != segment.codebook_size:
-                codebook = CodebookConfig("explicit", k_max=segment.codebook_size, explicit=sizes)
-                if segments[place].codebook not in (config.segments[place].codebook, codebook):
-                    raise OvertureError(f"{file}: {theirs} differs from the one in {files[0].name}")
-                segments[place] = replace(segments[place], codebook=codebook)
+        masks = [tensors[theirs] for tensors in contents if theirs in tensors]
+        found = [_prefix_sizes(mask, (len(segment), segment.codebook_size)) for mask in masks]
+        for mask, sizes in zip(masks, found, strict=True):
+            if sizes != found[0]:
+                raise OvertureError(f"{mask.file}: {theirs} differs from the one in {masks[0].file.name}")
+        if found and found[0] != segment.sizes:
+            entry = replace(entry, codebook=replace(entry.codebook, schedule="explicit", explicit=found[0]))
+        segments.append(entry)
     return replace(config, segments=tuple(segments))
 
 

@@ -1,6 +1,6 @@
 """The fifteen directories of the Prologue release (Hugging Face ``Zyriix/prologue``) and their sizes.
 
-Nothing beside the weights says how large they are, so the sizes are here (spec sections 4, 5, 8 and 11).
+Nothing beside the weights says how large they are, so the sizes are here (docs/prologue.md, section 4, 5, 8 and 11).
 """
 
 from __future__ import annotations

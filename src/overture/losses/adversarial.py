@@ -1,4 +1,4 @@
-"""The adversarial loss: a patch discriminator with the vanilla GAN loss, LeCam and R1 ("Prologue", spec section 6).
+"""The adversarial loss: a patch discriminator with the vanilla GAN loss, LeCam and R1 ("Prologue", docs/prologue.md, section 6).
 
 Sources: PatchGAN (arXiv 1611.07004) as VQGAN (arXiv 2012.09841) uses it; LeCam regularisation (arXiv 2104.03310);
 R1 gradient penalty (arXiv 1801.04406).

@@ -80,7 +80,7 @@ def _attend_one(query_B1HE: Tensor, key_BLHE: Tensor, value_BMHE: Tensor, rows_B
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with normalised queries and keys and rotary positions (spec section 3).
+    """Multi-head self-attention with normalised queries and keys and rotary positions (docs/prologue.md, section 3).
 
     Queries come from one bias-free projection, keys then values from another; per-head RMS norm on queries and keys,
     then rotary, then scaled dot-product attention, then the output projection.

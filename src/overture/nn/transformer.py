@@ -1,4 +1,4 @@
-"""The transformer that encoder, decoder and prior share ("Prologue", arXiv 2605.06137; spec section 3).
+"""The transformer that encoder, decoder and prior share ("Prologue", arXiv 2605.06137; docs/prologue.md, section 3).
 
 Norm scales and residual gates are linear maps of a condition vector. Tokenizer and prior only ever run it with the
 unconditional class (the prior's class enters as its first token), so the condition is a constant: it is computed once

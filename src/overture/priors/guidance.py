@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a schedule over the steps of each segment (spec section 9).
+"""Classifier-free guidance as a schedule over the steps of each segment (docs/prologue.md, section 9).
 
 Guided logits are ``scale * conditional + (1 - scale) * unconditional``; a scale of 1 needs no unconditional half.
 """

@@ -1,4 +1,4 @@
-"""The prior: a causal transformer over a layout's sequence (spec section 8).
+"""The prior: a causal transformer over a layout's sequence (docs/prologue.md, section 8).
 
 Its input is the class embedding, then the tokens; position i of its output predicts ``sequence[:, i]``.
 Shapes: B images, L sequence positions, D channels, V vocabulary.
@@ -50,8 +50,7 @@ class PriorConfig:
         head_dim = self.transformer.head_dim  # building it checks the sizes
         if self.rope_axes is not None and sum(self.rope_axes) != head_dim:
             raise UsageError(
-                f"prior: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, "
-                f"its heads have {head_dim} channels"
+                f"prior: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, its heads have {head_dim} channels"
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"prior: dropout is {self.dropout}, needs 0 <= dropout < 1")

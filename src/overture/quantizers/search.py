@@ -54,7 +54,7 @@ def nearest_codes(z_BLZ: Tensor, codes_KZ: Tensor, sizes: Sequence[int]) -> Tens
 def soft_lookup(
     z_BLZ: Tensor, codes_KZ: Tensor, rows_KD: Tensor, sizes: Sequence[int], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """``one_hot @ rows`` for the hard-forward, soft-backward one-hot of Prologue (spec section 5).
+    """``one_hot @ rows`` for the hard-forward, soft-backward one-hot of Prologue (docs/prologue.md, section 5).
 
     ``one_hot = softmax(z codes' / temperature) + stopgrad(hard - softmax)``: forward it is the nearest code's row,
     backward it is the softmax over the first ``sizes[l]`` codes. Returns ``rows[ids]`` ``[B, L, D]`` and the ids.

@@ -1,6 +1,6 @@
 """Vector quantization on the unit sphere: straight-through for visual tokens, soft-backward for the prologue.
 
-Source: "Prologue" (arXiv 2605.06137), spec section 5; sizes per position: "Taming the Entropy Cliff" (2605.06207).
+Source: "Prologue" (arXiv 2605.06137), docs/prologue.md, section 5; sizes per position: "Taming the Entropy Cliff" (2605.06207).
 Shapes: B images, L positions, D encoder channels, K codes, Z channels of a code.
 """
 

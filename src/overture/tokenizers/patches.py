@@ -1,4 +1,4 @@
-"""Images to rows of patches and back (spec section 2).
+"""Images to rows of patches and back (docs/prologue.md, section 2).
 
 Shapes: B images, C colour channels, H x W pixels, R x S patches, P pixels on a patch's side.
 """

@@ -1,4 +1,4 @@
-"""The tokenizer: encoder, one quantizer per segment, decoder, arranged as the config says (spec sections 2 to 5).
+"""The tokenizer: encoder, one quantizer per segment, decoder, arranged as the config says (docs/prologue.md, section 2 to 5).
 
 Shapes: B images, L positions, D transformer channels, X values of a patch, T local tokens, Z channels of a code.
 """

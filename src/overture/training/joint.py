@@ -1,4 +1,4 @@
-"""The joint prior of stage 1: the small prior whose cross-entropy trains a prologue ("Prologue", spec section 6).
+"""The joint prior of stage 1: the small prior whose cross-entropy trains a prologue ("Prologue", docs/prologue.md, section 6).
 
 Generator step: with the prior's weights frozen, the cross-entropy of the sequence reaches the encoder through the
 embeddings of soft-backward tokens (:meth:`Quantizer.embed`); all other tokens are constants to it. Discriminator step:

@@ -1,4 +1,4 @@
-"""AdamW with the schedule and parameter groups of the paper ("Prologue", spec sections 6 and 8)."""
+"""AdamW with the schedule and parameter groups of the paper ("Prologue", docs/prologue.md, section 6 and 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3: the prior, by next-token prediction on token files (spec section 8)."""
+"""Stage 3: the prior, by next-token prediction on token files (docs/prologue.md, section 8)."""
 
 from __future__ import annotations
 

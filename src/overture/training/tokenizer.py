@@ -1,4 +1,4 @@
-"""Stage 1: the tokenizer (spec section 6).
+"""Stage 1: the tokenizer (docs/prologue.md, section 6).
 
 Every batch is used twice: a generator step (encoder, quantizers, decoder) and a discriminator step on the same images
 and the reconstructions of the generator step, in which a joint prior, where there is one, learns from the tokens of the

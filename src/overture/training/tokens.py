@@ -1,4 +1,4 @@
-"""Stage 2: every image as tokens, in a token file (spec section 7)."""
+"""Stage 2: every image as tokens, in a token file (docs/prologue.md, section 7)."""
 
 from __future__ import annotations
 
