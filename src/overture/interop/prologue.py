@@ -87,6 +87,8 @@ def _what(place: Place, config: Path | None) -> tuple[Release, bool]:
             raise OvertureError(f"{config}: ARModel is missing, and {place} holds a prior")
         return replace(release, has_tokenizer=False), False
     one_stage = one_stage or place.name == "prologue-onestage-joint"
+    if one_stage and release.prior is None:
+        raise OvertureError(f"{config}: ARModel is missing, and {place} holds a prior beside its tokenizer")
     return release if one_stage else replace(release, prior=None), one_stage
 
 
