@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "run": "run a recipe: train, sample, judge and report; the same command continues it",
+    "plan": "what a recipe will take: parameters, operations, steps, disk, memory",
     "train": "run a recipe up to its tokenizer or its prior",
     "generate": "sample images from a trained run",
     "reconstruct": "send images through a tokenizer and measure what is lost",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form, about a minute on a CPU")
     parser.add_argument("--only", metavar="NAME", help="of a recipe with several runs, this one alone")
+    parser.add_argument("--preset", metavar="NAME", help="sample with the settings as published: paper, unguided")
     parser.add_argument("--jobs", type=int, default=0, help="runs worked on at the same time (default: as cores allow)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
@@ -49,17 +51,11 @@ def run(options: argparse.Namespace) -> int:
         options.parser.print_help()
         print("\nrecipes: " + ", ".join(RECIPES))
         return 0 if options.help else 2
-    recipe = load_recipe(options.recipe)
-    configs = recipe(tiny=True) if options.tiny else recipe()
     if options.help:
+        recipe = load_recipe(options.recipe)
         print(f"{recipe.__doc__}\n")
-        override(configs[0], ["--help"])
-    if options.only:
-        names = [config.name for config in configs]
-        if options.only not in names:
-            raise UsageError(f"recipe {options.recipe} has no run '{options.only}'{nearest(options.only, names)}")
-        configs = tuple(config for config in configs if config.name == options.only)
-    configs = tuple(override(config, options.overrides) for config in configs)
+        override(recipe(tiny=options.tiny)[0], ["--help"])
+    configs = chosen_configs(options)
 
     from overture.runs.comparison import execute_recipe
 
@@ -70,6 +66,23 @@ def run(options: argparse.Namespace) -> int:
     if options.json and results:
         print(json.dumps(results))
     return 0
+
+
+def chosen_configs(options: argparse.Namespace) -> tuple[RunConfig, ...]:
+    """The recipe's configs with ``--tiny``, ``--only``, ``--preset`` and overrides applied."""
+    from overture.recipes import load_recipe
+    from overture.recipes.presets import load_preset
+
+    configs = load_recipe(options.recipe)(tiny=options.tiny)
+    if options.only:
+        names = [config.name for config in configs]
+        if options.only not in names:
+            raise UsageError(f"recipe {options.recipe} has no run '{options.only}'{nearest(options.only, names)}")
+        configs = tuple(config for config in configs if config.name == options.only)
+    if options.preset:
+        preset = load_preset(options.recipe, options.preset)
+        configs = tuple(replace(config, evaluation=preset.apply(config.evaluation)) for config in configs)
+    return tuple(override(config, options.overrides) for config in configs)
 
 
 def override(config: RunConfig, words: list[str]) -> RunConfig:

@@ -6,9 +6,13 @@ table of results. Guided samples are drawn at temperature 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from overture.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from overture.runs.config import EvaluationConfig
 
 __all__ = ["PRESETS", "Preset", "load_preset"]
 
@@ -19,6 +23,10 @@ class Preset:
 
     guidance: str = "1.0"
     temperature: float | str = 1.0
+
+    def apply(self, evaluation: EvaluationConfig) -> EvaluationConfig:
+        """Judge guided samples with this setting."""
+        return replace(evaluation, guidance=self.guidance, temperature=self.temperature)
 
 
 def _pair(guidance: str, temperature: float | str) -> dict[str, Preset]:

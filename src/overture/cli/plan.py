@@ -1,0 +1,97 @@
+"""``overture plan RECIPE``: what a run will take, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="what a recipe will take: parameters, operations, steps, disk, memory",
+        description="Tell what a recipe will take before anything runs: parameters of each module, operations per image, "
+        "steps and epochs, tokens and checkpoints on disk, memory of a device. The data need not be there.",
+        epilog="Any part of the config can be set as for `overture run`: --prior.depth 6 --prior-training.batch-size 256",
+    )
+    parser.add_argument("recipe", help="name of a recipe")
+    parser.add_argument("--world-size", type=int, default=1, help="processes that share a batch (default: 1)")
+    parser.add_argument("--images", type=int, help="training images, where the source is neither there nor known")
+    parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form")
+    parser.add_argument("--only", metavar="NAME", help="of a recipe with several runs, this one alone")
+    parser.add_argument("--preset", metavar="NAME", help="sampling settings as published: paper, unguided")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(accepts_overrides=True, run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plans."""
+    from overture.cli.run import chosen_configs
+    from overture.runs.plan import count_images, make_plan
+
+    plans = [
+        make_plan(config, count_images(config, options.images), options.world_size)
+        for config in chosen_configs(options)
+    ]
+    if options.json:
+        print(json.dumps({"recipe": options.recipe, "runs": plans}, allow_nan=False))
+        return 0
+    for plan in plans:
+        print("\n".join(table(plan)), end="\n\n")
+    for number, text in enumerate(plans[0]["assumptions"], start=1):
+        print(f"{number}. {text}")
+    return 0
+
+
+def table(plan: dict[str, Any]) -> list[str]:
+    """A plan as lines for people."""
+    images, layout, stages = plan["images"], plan["layout"], plan["stages"]
+    lines = [
+        f"{plan['run']}: {layout['segments']}",
+        f"  {layout['sequence_length']} positions, vocabulary {layout['vocabulary']:,}, {layout['bits']:,.0f} bits",
+        f"  {images['train']:,} training images ({images['how']})",
+        "parameters",
+    ]
+    for name, count in plan["parameters"].items():
+        note = " (part of the encoder)" if name == "encoder_quantizers" else ""
+        lines += [f"  {_words(name):<20}{count / 1e6:>12.2f} M{note}"] if count else []
+    lines.append("operations for an image")
+    lines += [f"  {_words(name):<20}{_flops(count):>14}" for name, count in plan["flops_per_image"].items() if count]
+    lines.append("stages")
+    for name, stage in stages.items():
+        if "bytes" in stage:
+            amount, unit = stage["images_encoded"], f"crops, {stage['bytes_per_image']:,} bytes an image"
+            rest = f"{_bytes(stage['bytes'])} on disk"
+        else:
+            amount, unit = stage["steps"], f"steps of {stage['batch_size']:,}, {stage['images_seen']:,} images"
+            rest = f"{stage['epochs']:.1f} epochs"
+        lines += [f"  {name:<20}{amount:>12,} {unit}, {rest}, {_flops(stage['flops'])}"] if amount else []
+    lines.append(f"memory of a device, {plan['world_size']} in all")
+    for name, memory in plan["memory_per_device"].items():
+        if memory:
+            parts = ", ".join(f"{use} {_bytes(size)}" for use, size in memory.items() if use != "total")
+            lines.append(f"  {name:<20}{_bytes(memory['total']):>14}: {parts}")
+    lines.append("checkpoints")
+    lines += [f"  {_words(name):<20}{_bytes(size):>14}" for name, size in plan["checkpoints"].items() if size]
+    return lines
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _flops(count: float) -> str:
+    return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
+
+
+def _bytes(count: float) -> str:
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
+    place = 0
+    while value >= step and place < len(units) - 1:
+        value, place = value / step, place + 1
+    return f"{value:.2f} {units[place]}" if place else f"{value:.0f} {units[0]}"
