@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overture.errors import UsageError
+
+if TYPE_CHECKING:
+    from overture.recipes.presets import Preset
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,8 +25,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of the prior (default: raw)")
     parser.add_argument("--classes", default="all", help="class ids: 'all', '3', '0,5,7' or '0-9' (default: all)")
     parser.add_argument("--count", type=int, default=8, help="images of each class (default: 8)")
-    parser.add_argument("--guidance", default="1.0", help="'1.5', 'cosine 4 power 1.5', 'prologue: 0.7, visual: 3'")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--preset", help="settings as published: 'paper' or 'unguided' of RUN's recipe, or RECIPE:NAME")
+    parser.add_argument("--guidance", help="'1.5', 'cosine 4 power 1.5', 'prologue: 0.7, visual: 3' (default: 1.0)")
+    parser.add_argument("--temperature", help="'0.9', or 'prologue: 0.7, visual: 0.9' (default: 1.0)")
     parser.add_argument("--top-k", type=int, default=0, help="keep the k likeliest ids (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the nucleus of this probability (1: all)")
     parser.add_argument("--seed", type=int, default=0)
@@ -45,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.cli.common import choose_device, print_json, save_images
     from overture.data.transforms import to_uint8
     from overture.pipeline import Pipeline, load_prior, load_tokenizer
-    from overture.priors.guidance import Guidance
+    from overture.priors.guidance import Guidance, parse_temperature
 
     if not (options.path or (options.tokenizer and options.prior)):
         raise UsageError("generate: give a RUN, or --tokenizer and --prior")
@@ -58,7 +62,10 @@ def run(options: argparse.Namespace) -> int:
     )
     classes = torch.tensor(parse_classes(options.classes, pipe.prior.config.num_classes))
     labels = classes.repeat_interleave(options.count)
-    guidance, parts = Guidance.parse(options.guidance), []
+    preset = chosen_preset(options)
+    guidance = Guidance.parse(preset.guidance if options.guidance is None else options.guidance)
+    temperature = parse_temperature(preset.temperature if options.temperature is None else options.temperature)
+    parts = []
     for number, part in enumerate(
         tqdm(labels.split(options.batch_size), unit="batch", desc="sampling", file=sys.stderr)
     ):
@@ -66,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             part,
             seed=options.seed * 1_000_003 + number,
             guidance=guidance,
-            temperature=options.temperature,
+            temperature=temperature,
             top_k=options.top_k,
             top_p=options.top_p,
             dtype=torch.bfloat16 if options.bf16 else None,
@@ -74,11 +81,28 @@ def run(options: argparse.Namespace) -> int:
         parts.append(to_uint8(images).cpu())
     save_images(torch.cat(parts), labels, options.out, columns=options.count)
     if options.json:
-        about = {"images": len(labels), "guidance": str(guidance), "temperature": options.temperature}
+        about = {"images": len(labels), "guidance": str(guidance), "temperature": temperature}
         print_json({**about, "seed": options.seed, "out": str(options.out), "classes": classes.tolist()})
     else:
         print(f"{len(labels)} images: {options.out}", file=sys.stderr)
     return 0
+
+
+def chosen_preset(options: argparse.Namespace) -> Preset:
+    """What ``--preset`` means for this model; plain sampling without it."""
+    from overture.pipeline import find_model
+    from overture.recipes.presets import Preset, load_preset
+    from overture.training.checkpoint import read_metadata
+
+    if not options.preset:
+        return Preset()
+    recipe, _, name = options.preset.rpartition(":")
+    if not recipe:
+        metadata = read_metadata(find_model(options.prior or options.path, "prior"), "prior")
+        recipe = metadata.get("run_config", {}).get("recipe", "")
+        if not recipe:
+            raise UsageError(f"--preset {name}: this prior does not say its recipe; write --preset RECIPE:{name}")
+    return load_preset(recipe, name)
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:
