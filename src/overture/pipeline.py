@@ -81,6 +81,7 @@ class Pipeline:
         top_k: int = 0,
         top_p: float = 1.0,
         prefix: Tensor | None = None,
+        fixed: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Images ``[B, C, H, W]`` in [-1, 1] of the given classes; the same ``seed`` and batch give the same images."""
@@ -93,8 +94,9 @@ class Pipeline:
             top_k=top_k,
             top_p=top_p,
             prefix=prefix,
+            fixed=fixed,
             generator=generator,
             dtype=dtype,
         )
-        with torch.inference_mode():
+        with torch.no_grad():
             return self.tokenizer.decode(self.prior.layout.from_sequence(sequence)).clamp(-1, 1)

@@ -128,6 +128,7 @@ class Prior(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         prefix: Tensor | None = None,
+        fixed: Tensor | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
@@ -142,6 +143,7 @@ class Prior(nn.Module):
             top_k=top_k,
             top_p=top_p,
             prefix=prefix,
+            fixed=fixed,
             generator=generator,
             dtype=dtype,
         )

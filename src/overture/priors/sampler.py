@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from overture.errors import UsageError
+from overture.layout import Layout
 from overture.nn.attention import KVCache
 from overture.nn.packed import PackedHead, PackedTransformer
 from overture.priors.guidance import Guidance
 from overture.priors.model import Prior
 
-__all__ = ["generate", "restrict", "step_temperatures"]
+__all__ = ["generate", "keep_segments", "restrict", "step_temperatures"]
 
 
 def generate(
@@ -32,14 +33,16 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     prefix: Tensor | None = None,
+    fixed: Tensor | None = None,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Sample sequences ``[B, L]`` for ``class_ids`` ``[B]``.
 
     ``temperature`` is one number or one per segment name. ``top_k`` 0 and ``top_p`` 1 keep all ids; ``top_k`` 1 is
-    greedy. ``prefix`` ``[B, P]`` or ``[P]`` holds sequence ids to continue. ``generator`` makes the result
-    reproducible for a given batch. ``dtype`` is the type of the transformer's matrices and of the cache; the output
+    greedy. ``prefix`` ``[B, P]`` or ``[P]`` holds sequence ids to continue. ``fixed`` ``[B, L]`` or ``[L]`` holds ids to
+    keep wherever they stand, and -1 where to sample: any subset of positions can be kept and the rest resampled (see
+    :func:`keep_segments`). ``generator`` makes the result reproducible for a given batch. ``dtype`` is the type of the transformer's matrices and of the cache; the output
     head stays float32. The mode of the module does not matter: there is no dropout here.
     """
     with torch.inference_mode():
@@ -47,9 +50,12 @@ def generate(
         temperatures = step_temperatures(prior, temperature)
         if top_k < 0 or not 0 < top_p <= 1:
             raise UsageError(f"sampling: top_k is {top_k} (needs >= 0), top_p is {top_p} (needs 0 < top_p <= 1)")
-        given = run.set_prefix(prefix)
-        for step in range(given, prior.layout.sequence_length if run.batch else 0):
-            position = prior.layout.positions[step]
+        fixed_BL = run.keep(prefix, fixed)
+        settled = (fixed_BL >= 0).all(dim=0).tolist()
+        for step, position in enumerate(prior.layout.positions if run.batch else ()):
+            if settled[step]:
+                run.sequence[:, step] = fixed_BL[:, step]
+                continue
             if position.high - position.low == 1:
                 run.sequence[:, step] = position.low
                 continue
@@ -61,8 +67,28 @@ def generate(
             else:
                 probability = restrict(logits_BS, top_k, top_p).softmax(dim=-1)
                 choice = torch.multinomial(probability, 1, generator=generator)[:, 0]
-            run.sequence[:, step] = choice + position.low
+            kept = fixed_BL[:, step]
+            run.sequence[:, step] = torch.where(kept >= 0, kept, choice + position.low)
     return run.sequence.clone()  # outside of inference mode: a tensor that training may use
+
+
+def keep_segments(layout: Layout, ids: Tensor, keep: Mapping[str, Sequence[int] | bool]) -> Tensor:
+    """What to pass as ``fixed`` to keep parts of local ids ``[B, T]`` and resample the rest.
+
+    ``keep`` names segments, each with ``True`` (all of it) or the positions of it to keep, counted from 0. "Keep the
+    prologue, resample the rest" of an image is ``keep_segments(layout, tokenizer.encode(image), {"prologue": True})``.
+    """
+    kept_T = torch.zeros(layout.length, dtype=torch.bool)
+    for name, which in keep.items():
+        part = layout.slice(name)
+        positions = range(part.stop - part.start) if isinstance(which, bool) else which
+        for position in positions if which is not False else ():
+            if not 0 <= position < part.stop - part.start:
+                raise UsageError(f"segment '{name}' has no position {position}, it has {part.stop - part.start}")
+            kept_T[part.start + position] = True
+    sequence_BL = layout.to_sequence(ids)
+    kept_L = layout.to_sequence(kept_T.long()[None])[0] - layout.to_sequence(torch.zeros_like(kept_T).long()[None])[0]
+    return torch.where(kept_L.to(ids.device) > 0, sequence_BL, -1)
 
 
 def step_temperatures(prior: Prior, temperature: float | Mapping[str, float]) -> list[float]:
@@ -121,25 +147,33 @@ class _Run:
         self.filled = [0, 0]
         """Positions in the cache of the conditional and of the unconditional half."""
 
-    def set_prefix(self, prefix: Tensor | None) -> int:
-        """Put given ids at the front; returns how many."""
-        if prefix is None:
-            return 0
+    def keep(self, prefix: Tensor | None, fixed: Tensor | None) -> Tensor:
+        """The ids to keep, ``[B, L]``, -1 where to sample; refuses ids that a position may not hold."""
         layout = self.prior.layout
-        prefix = torch.as_tensor(prefix, device=self.sequence.device)
-        prefix = prefix.expand(self.batch, -1) if prefix.ndim == 1 else prefix
-        if prefix.ndim != 2 or prefix.shape[0] != self.batch or prefix.shape[1] > layout.sequence_length:
-            raise UsageError(
-                f"prefix is {list(prefix.shape)}, needs [{self.batch}, at most {layout.sequence_length}] ids"
+        kept_BL = torch.full_like(self.sequence, -1)
+        for name, given in (("prefix", prefix), ("fixed", fixed)):
+            if given is None:
+                continue
+            ids = torch.as_tensor(given, device=self.sequence.device)
+            if ids.is_floating_point() or ids.dtype == torch.bool:
+                raise UsageError(f"{name} is {ids.dtype}, needs integer ids")
+            ids = ids.long()
+            ids = ids.expand(self.batch, -1) if ids.ndim == 1 else ids
+            width = ids.shape[1]
+            if ids.shape[0] != self.batch or width > layout.sequence_length:
+                raise UsageError(
+                    f"{name} is {list(ids.shape)}, needs [{self.batch}, at most {layout.sequence_length}] ids"
+                )
+            low, high = (
+                torch.tensor([getattr(position, end) for position in layout.positions[:width]], device=ids.device)
+                for end in ("low", "high")
             )
-        if prefix.dtype.is_floating_point:
-            raise UsageError(f"prefix holds {str(prefix.dtype)[6:]} numbers, needs integer ids of the sequence view")
-        for step, position in enumerate(layout.positions[: prefix.shape[1]]):
-            column = prefix[:, step]
-            if ((column < position.low) | (column >= position.high)).any():
-                raise UsageError(f"prefix: position {step} holds an id outside {position.low}..{position.high - 1}")
-        self.sequence[:, : prefix.shape[1]] = prefix
-        return prefix.shape[1]
+            wrong = ((ids < low) | (ids >= high)) & ~((ids == -1) & (name == "fixed"))
+            if wrong.any():
+                step = int(wrong.any(dim=0).nonzero()[0])
+                raise UsageError(f"{name}: position {step} holds an id outside {low[step]}..{high[step] - 1}")
+            kept_BL[:, :width] = torch.where(ids >= 0, ids, kept_BL[:, :width])
+        return kept_BL
 
     def logits(self, step: int) -> Tensor:
         """Guided logits of the ids that position ``step`` may hold, ``[B, S]`` float32."""

@@ -108,7 +108,7 @@ class TokenizerTrainer:
         world.share(self.tokenizer)
         world.share(self.adversarial)
         self.ema = EMA(self.tokenizer, training.ema_half_life)
-        self.optimizer, self.schedule = training.optimizer.build(self.tokenizer.named_parameters(), training.steps)
+        self.optimizer, self.schedule = training.optimizer.build(self.tokenizer.trained_parameters(), training.steps)
         self.discriminator_optimizer, self.discriminator_schedule = training.discriminator_optimizer.build(
             self.adversarial.named_parameters(), training.steps
         )
