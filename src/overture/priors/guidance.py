@@ -149,7 +149,7 @@ def parse_temperature(value: float | str) -> float | dict[str, float]:
     numbers = parsed.values() if isinstance(parsed, dict) else (parsed,)
     for number in numbers:
         if not (math.isfinite(number) and number > 0):
-            raise UsageError(f"temperature '{text}': {number:g} is not a finite number > 0")
+            raise UsageError(f"temperature is {number}, needs > 0 (for the likeliest id at every step use top_k 1)")
     return parsed
 
 

@@ -210,7 +210,7 @@ def _tokenizer_step(config: RunConfig, costs: dict[str, Cost]) -> int:
     """Operations of one image in a generator step and a discriminator step."""
     training = config.tokenizer_training
     flops = {name: cost.flops for name, cost in costs.items()}
-    frozen = training.start_from and config.tokenizer.post_encoder is not None
+    frozen = config.tokenizer.post_encoder is not None
     own = flops["encode"] + flops["decode"]
     total = own + 2 * flops["post"] if frozen else 3 * own
     total += 3 * flops["perceptual"]  # both images forward, one backward
@@ -274,7 +274,7 @@ def _tokenizer_memory(
     all_of, others = parameters(tokenizer), parameters(modules["discriminator"]) + parameters(modules["joint_prior"])
     own, kept = all_of, {name: cost.kept for name, cost in costs.items()}
     graph = kept["encode"] + kept["decode"]
-    if training.start_from and tokenizer is not None:
+    if tokenizer is not None:
         own = sum(p.numel() for _, p in tokenizer.trained_parameters())  # type: ignore[operator]
         graph = kept["post"] if own < all_of else graph
     adversarial = kept["discriminator"] if training.adversarial.weight else 0

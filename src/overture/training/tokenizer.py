@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from overture.config import to_dict
 from overture.data.stream import Batch, TrainingStream
 from overture.data.transforms import to_float
-from overture.errors import OvertureError
+from overture.errors import OvertureError, UsageError
 from overture.losses.adversarial import AdversarialConfig
 from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual, PerceptualConfig
 from overture.losses.reconstruction import ReconstructionConfig
@@ -27,10 +27,9 @@ from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenized, Tokenizer
 from overture.training.checkpoint import (
     find_model,
-    latest_step,
-    load_state,
     read_metadata,
     read_weights,
+    resume,
     save_model,
     save_state,
 )
@@ -80,6 +79,14 @@ class TokenizerTrainingConfig:
     log_every: int = 25
     checkpoint_minutes: float = 10.0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"tokenizer training: {name} is {getattr(self, name)}, needs >= 1")
+        for name in ("perceptual_weight", "quantizer_weight"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"tokenizer training: {name} is {getattr(self, name)}, needs >= 0")
+
 
 class TokenizerTrainer:
     """All that stage 1 trains, and the two kinds of step. ``state_dict`` holds everything an exact resume needs."""
@@ -98,6 +105,9 @@ class TokenizerTrainer:
         self.tokenizer = config.build().to(world.device)
         if training.start_from:
             start_from(self.tokenizer, training.start_from)
+        trained = dict(self.tokenizer.trained_parameters())
+        for name, parameter in self.tokenizer.named_parameters():
+            parameter.requires_grad_(name in trained)
         self.adversarial = training.adversarial.build(config.channels, config.image_size).to(world.device)
         self.reconstruction = training.reconstruction.build()
         self.perceptual: Perceptual
@@ -218,7 +228,7 @@ class TokenizerTrainer:
 
 
 def start_from(tokenizer: Tokenizer, path: str) -> None:
-    """Copy the EMA weights of the trained tokenizer at ``path``; freeze what is not to be trained any more.
+    """Copy the EMA weights of the trained tokenizer at ``path``.
 
     All its parts have to fit. Parts that it lacks keep their fresh weights, if they are to be trained.
     """
@@ -233,8 +243,6 @@ def start_from(tokenizer: Tokenizer, path: str) -> None:
     for name in own.keys() - weights.keys() - trained.keys():
         raise OvertureError(f"{file}: has no {name}, which the new tokenizer needs and does not train")
     tokenizer.load_state_dict(weights, strict=False)
-    for name, parameter in tokenizer.named_parameters():
-        parameter.requires_grad_(name in trained)
 
 
 def train_tokenizer(
@@ -245,9 +253,7 @@ def train_tokenizer(
     Raises :class:`Interrupted` after saving when the user asks to stop.
     """
     world, training = trainer.world, trainer.training
-    saved = latest_step(directory)
-    if saved is not None:
-        trainer.load_state_dict(load_state(directory, saved))
+    resume(trainer, directory)
     log = MetricLog(metrics, "tokenizer", trainer.step) if world.is_main else None
     progress.start("tokenizer", training.steps, trainer.step)
     last_save = time.monotonic()
@@ -259,7 +265,7 @@ def train_tokenizer(
             shown = dict(zip(names, values, strict=True))
             if log:
                 log.write(trainer.step, {**shown, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)})
-            progress.advance(0, l1=shown["l1"], loss=shown["loss"])
+            progress.advance(0, **{name: shown[name] for name in ("l1", "loss") if name in shown})
         progress.advance(1)
         stop = world.any(stop_requested())
         if stop or checkpoint_due(last_save, training.checkpoint_minutes, world):
