@@ -114,7 +114,7 @@ def test_a_finished_run_is_left_alone(whole: Path) -> None:
 
 def test_what_a_run_measures(whole: Path) -> None:
     results = RunDirectory(whole).read_results()
-    assert set(results) == {"entropy", "likelihood", "reconstruction", "generation", "seconds"}
+    assert set(results) == {"entropy", "likelihood", "reconstruction", "generation", "elbo", "seconds"}
     assert [r["protocol"]["guidance"] for r in results["generation"]] == ["none", "constant 1.5"]
     assert all(
         r["protocol"]["images"] == 40 and r["protocol"]["reference_images"] == 9000 for r in results["generation"]

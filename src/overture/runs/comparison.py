@@ -36,6 +36,8 @@ def execute_recipe(
 
     ``jobs`` runs are worked on at once (0: one for each core, or one where there is an accelerator).
     """
+    if jobs < 0:
+        raise UsageError(f"--jobs is {jobs}, needs >= 1 (or 0: as cores allow)")
     single = len(configs) == 1
     networks = root / "networks"
     tasks = [
@@ -55,8 +57,10 @@ def execute_recipe(
             _Pool(min(jobs, len(tasks))).perform(_network_tasks(configs, root, networks, device))
             _Pool(min(jobs, len(tasks))).perform(tasks)
     runs = {task.label: RunDirectory(Path(task.root), networks) for task in tasks}
-    if not main or until != "report":
+    if not main:
         return {}
+    if until != "report":
+        return {"runs": {name: {"path": str(run.root)} for name, run in runs.items()}}
     report = write_report(list(runs.values()), root / "report.html", title)
     print(f"report: {report}", file=sys.stderr)
     return {"runs": {name: run.read_results() for name, run in runs.items()}, "report": str(report)}
@@ -97,7 +101,9 @@ class _Pool:
         self.width = width
         cores = _cores()
         share = max(1, len(cores) // width)
-        self.shares = [cores[place * share : (place + 1) * share] for place in range(width)]
+        self.shares = [
+            [cores[n % len(cores)] for n in range(place * share, (place + 1) * share)] for place in range(width)
+        ]
         self.events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self.workers: dict[int, subprocess.Popen[str]] = {}
         self.bars = [TerminalProgress(position=place) for place in range(width)]
@@ -154,7 +160,10 @@ class _Pool:
         """Pass on a worker's events; the end of its output is the event ``None``."""
         failed = False
         for line in worker.stdout or ():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # some library prints there
+                continue
             failed = failed or "error" in event
             self.events.put((place, event))
         if worker.wait() and not failed:

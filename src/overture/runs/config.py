@@ -55,8 +55,11 @@ class EvaluationConfig:
         for temperature in (self.temperature, self.unguided_temperature):
             if temperature is not None:
                 parse_temperature(temperature)
-        if self.samples < 2:
-            raise UsageError(f"evaluation: samples is {self.samples}, needs >= 2")
+        for name, least in (("samples", 2), ("batch_size", 1), ("shown_per_class", 1), ("top_k", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"evaluation: {name} is {getattr(self, name)}, needs >= {least}")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"evaluation: top_p is {self.top_p}, needs 0 < top_p <= 1")
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from overture.config import to_dict
+from overture.config import differing_keys, to_dict
 from overture.errors import OvertureError, UsageError
 from overture.runs.config import RunConfig
 
@@ -76,19 +77,32 @@ class RunDirectory:
         return json.loads(self.results.read_text()) if self.results.exists() else {}
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of this run while we work in it."""
+    def locked(self, patience: float = 20.0) -> Iterator[None]:
+        """Keep other processes out of this run while we work in it.
+
+        For ``patience`` seconds it waits for one that is there: the worker of a killed command saves and ends by itself.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass  # no such locks on this system
-            except OSError as error:
-                raise OvertureError(f"{self.root}: another process is working in this run") from error
+            deadline = time.monotonic() + patience
+            while not _lock(file):
+                if time.monotonic() > deadline:
+                    raise OvertureError(f"{self.root}: another process is working in this run; end it, or wait for it")
+                time.sleep(0.2)
             yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether the file is ours now."""
+    try:
+        import fcntl
+    except ImportError:
+        return True  # no such locks on this system
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -100,15 +114,3 @@ def write_json(path: Path, data: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         raise OvertureError(f"{path}: cannot save: {error.strerror}; free some space and run again") from error
-
-
-def differing_keys(present: Any, wanted: Any, where: str = "") -> list[str]:
-    """Dotted keys whose values differ, with both values."""
-    if isinstance(present, dict) and isinstance(wanted, dict):
-        keys = sorted(present.keys() | wanted.keys())
-        parts = (differing_keys(present.get(k), wanted.get(k), f"{where}.{k}" if where else k) for k in keys)
-        return [difference for part in parts for difference in part]
-    if isinstance(present, list) and isinstance(wanted, list) and len(present) == len(wanted):
-        parts = (differing_keys(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(present, wanted, strict=True)))
-        return [difference for part in parts for difference in part]
-    return [] if present == wanted else [f"{where} was {present!r}, now {wanted!r}"]

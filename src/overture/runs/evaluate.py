@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from overture.analysis.entropy import conditional_entropy
 from overture.data.stream import ImageData, evaluation_batches
 from overture.data.tokens import TokenFile
 from overture.data.transforms import to_float, to_uint8
+from overture.errors import OvertureError
 from overture.evaluation.measure import generation_distance, make_reference, reconstruction_report
 from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.protocol import Protocol
@@ -22,13 +24,15 @@ from overture.pipeline import Pipeline
 from overture.priors.guidance import Guidance, parse_temperature
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.resampling import row_distances, shared_rows
 from overture.training.checkpoint import read_metadata
 from overture.training.distributed import World
+from overture.training.elbo import reconstruction_bits
 from overture.training.prior import bits_per_image
 from overture.training.progress import Interrupted, Progress, stop_requested
 from overture.training.tokens import central_crop
 
-__all__ = ["balanced_classes", "evaluate_run", "generated_batches", "picture_grid"]
+__all__ = ["balanced_classes", "check_evaluation", "evaluate_run", "generated_batches", "picture_grid"]
 
 
 def evaluate_run(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
@@ -45,8 +49,25 @@ def evaluate_run(config: RunConfig, data: ImageData, run: RunDirectory, progress
         run.add_results("reconstruction", measure_reconstruction(config, data, run, pipe, judge, reference))
     if "generation" not in done:
         run.add_results("generation", measure_generation(config, run, pipe, judge, reference, progress))
-    if not (run.samples / "classes.png").exists():
+    if "elbo" not in done:
+        run.add_results("elbo", measure_elbo(config, data, run, pipe))
+    if len(pipe.prior.layout.segments) > 1 and "shared_rows" not in done:
+        run.add_results("shared_rows", measure_shared_rows(config, run, pipe, judge))
+    if not all((run.samples / name).exists() for name in ("classes.png", "reconstructions.png")):
         draw_pictures(config, data, run, pipe)
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Refuse before the training what would fail after it: segments that the layout lacks, a network not to be had."""
+    evaluation, layout = config.evaluation, config.tokenizer.layout
+    Guidance.parse(evaluation.guidance).scales(layout)
+    for temperature in (evaluation.temperature, evaluation.unguided_temperature):
+        if temperature is not None:
+            parsed = parse_temperature(temperature)
+            for name in parsed if isinstance(parsed, dict) else ():
+                layout.index(name)
+    if evaluation.network != "domain":
+        load_network(evaluation.network)
 
 
 def judge_network(config: RunConfig, run: RunDirectory) -> FeatureNetwork:
@@ -172,6 +193,55 @@ def balanced_classes(samples: int, num_classes: int) -> Tensor:
     return torch.arange(samples) % num_classes
 
 
+@torch.inference_mode()
+def measure_elbo(config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline) -> dict[str, Any]:
+    """The negative ELBO of held-out images in bits: reconstruction term plus the tokens under the (raw) prior."""
+    device = pipe.prior.token_embedding.weight.device
+    error, values, images = 0.0, 0, 0
+    for batch in evaluation_batches(data.held_out, config.data, config.evaluation.batch_size):
+        originals = to_float(batch.images.to(device))
+        error += float((pipe.tokenizer.decode(pipe.tokenizer.encode(originals)) - originals).abs().double().sum())
+        values += originals.numel()
+        images += len(originals)
+    tokens = run.read_results()["likelihood"]["held_out_vocabulary"]["bits_per_image"]
+    pixels = reconstruction_bits(error / values, values // images)
+    return {
+        "unit": "bits per held-out image",
+        "reconstruction_bits": pixels,
+        "sequence_bits": tokens,
+        "negative_elbo_bits": pixels + tokens,
+        "mean_absolute_error": error / values,
+        "images": images,
+    }
+
+
+def measure_shared_rows(config: RunConfig, run: RunDirectory, pipe: Pipeline, judge: FeatureNetwork) -> dict[str, Any]:
+    """Rows that share their first segment, next to rows that do not: the numbers, and ``shared_rows.png``."""
+    kinds, rows, columns = min(config.prior.num_classes, 10), 4, 8
+    classes = torch.arange(kinds).repeat_interleave(rows)
+    sampling = {
+        "guidance": Guidance.parse(config.evaluation.guidance),
+        "temperature": parse_temperature(config.evaluation.temperature),
+        "top_k": config.evaluation.top_k,
+        "top_p": config.evaluation.top_p,
+    }
+    shared, independent = shared_rows(pipe, classes, columns, seed=config.seed, **sampling)
+    run.samples.mkdir(parents=True, exist_ok=True)
+    first = slice(None, None, rows)  # one row of each class
+    picture = torch.cat([shared[first], independent[first]], dim=1)
+    save_picture(picture.flatten(0, 1), 2 * columns, run.samples / "shared_rows.png")
+    return {
+        "segment": pipe.prior.layout.names[0],
+        "network": judge.name,
+        "network_hash": judge.weights_hash,
+        "guidance": str(sampling["guidance"]),
+        "rows": len(classes),
+        "columns": columns,
+        "shared": row_distances(shared, classes, judge),
+        "independent": row_distances(independent, classes, judge),
+    }
+
+
 def draw_pictures(config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline) -> None:
     """``classes.png`` (one row of samples per class) and ``reconstructions.png`` (images over reconstructions)."""
     run.samples.mkdir(parents=True, exist_ok=True)
@@ -185,12 +255,22 @@ def draw_pictures(config: RunConfig, data: ImageData, run: RunDirectory, pipe: P
         top_k=config.evaluation.top_k,
         top_p=config.evaluation.top_p,
     )
-    picture_grid(to_uint8(images).cpu(), config.evaluation.shown_per_class).save(run.samples / "classes.png")
+    save_picture(to_uint8(images).cpu(), config.evaluation.shown_per_class, run.samples / "classes.png")
     originals = next(iter(evaluation_batches(data.held_out, config.data, 16))).images
     device = pipe.prior.token_embedding.weight.device
     with torch.inference_mode():
         decoded = to_uint8(pipe.tokenizer.decode(pipe.tokenizer.encode(to_float(originals.to(device))))).cpu()
-    picture_grid(torch.cat([originals, decoded]), len(originals)).save(run.samples / "reconstructions.png")
+    save_picture(torch.cat([originals, decoded]), len(originals), run.samples / "reconstructions.png")
+
+
+def save_picture(images_NCHW: Tensor, columns: int, path: Path) -> None:
+    """Write a :func:`picture_grid` beside its place and rename it, so that none is ever half written."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        picture_grid(images_NCHW, columns).save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot save: {error.strerror}; free some space and run again") from error
 
 
 def picture_grid(images_NCHW: Tensor, columns: int, gap: int = 2) -> Image.Image:

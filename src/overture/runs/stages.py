@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from overture.config import to_dict
+from overture.config import differing_keys, to_dict
 from overture.data.base import Source
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.tokens import TokenFile
-from overture.errors import OvertureError
+from overture.errors import OvertureError, UsageError
+from overture.evaluation.processes import alone
 from overture.losses.perceptual import DomainConfig
 from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import load_tokenizer
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory, write_json
-from overture.runs.evaluate import evaluate_run
-from overture.training.checkpoint import read_metadata
+from overture.runs.evaluate import check_evaluation, evaluate_run
+from overture.training.checkpoint import check_config, read_metadata
 from overture.training.classifier import train_classifier
 from overture.training.distributed import World
 from overture.training.prior import PriorTrainer, train_prior
@@ -42,6 +43,8 @@ def execute(config: RunConfig, run: RunDirectory, progress: Progress, world: Wor
     """
     data = config.data.build()
     config = config.resolve(data.num_classes)
+    if until == "report":
+        check_evaluation(config)
     if world.is_main:
         run.adopt(config)
         write_json(run.root / "classes.json", list(data.train.classes))
@@ -64,7 +67,8 @@ def execute(config: RunConfig, run: RunDirectory, progress: Progress, world: Wor
     if until == "prior":
         return config
     if world.is_main:
-        evaluate_run(config, data, run, progress, world)
+        with alone():  # the others wait at the barrier
+            evaluate_run(config, data, run, progress, world)
     world.barrier()
     return config
 
@@ -80,9 +84,21 @@ def needed_networks(config: RunConfig) -> list[str]:
 def train_network(config: RunConfig, data: ImageData, name: str, run: RunDirectory, progress: Progress) -> None:
     """Train one domain network (``judge`` or ``perceptual``); never the same one for both."""
     path = run.networks / f"{name}.safetensors"
-    if path.exists():
-        return
     wanted: DomainNetworkConfig = config.judge if name == "judge" else config.perceptual_network
+    seed = config.seed * 1000 + wanted.seed
+    if path.exists():
+        record = load_classifier(path)[1]
+        present = {"network": to_dict(record.config), "training": record.training, "seed": record.seed}
+        asked = {"network": to_dict(wanted.network), "training": to_dict(wanted.training), "seed": seed}
+        different = differing_keys(present, asked)
+        if not (1 - config.data.corrupt_limit) * len(data.train) <= record.train_images <= len(data.train):
+            different.append(f"it has seen {record.train_images} images, there are {len(data.train)}")
+        if different:
+            raise UsageError(
+                f"{path}: is of another config ({'; '.join(different[:3])}); give another --out, or delete "
+                f"{run.networks} to train it again"
+            )
+        return
     if config.judge == config.perceptual_network and name == "perceptual":
         raise OvertureError(
             "perceptual_network equals judge: a network must not judge what it trained; change its seed"
@@ -95,7 +111,7 @@ def train_network(config: RunConfig, data: ImageData, name: str, run: RunDirecto
         labels,
         wanted.network,
         wanted.training,
-        seed=config.seed * 1000 + wanted.seed,
+        seed=seed,
         out=path,
         held_out=held_out,
         progress=False,
@@ -113,6 +129,7 @@ def all_images(source: Source, config: RunConfig) -> tuple[Tensor, Tensor]:
 def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
     joint = config.prior_source == "joint"
     if run.tokenizer_model.exists() and (run.prior_model.exists() or not joint):
+        check_config(run.tokenizer_model, "tokenizer", config.tokenizer)
         return
     training = config.tokenizer_training
     network: Classifier | None = None
@@ -137,9 +154,13 @@ def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, prog
 def _tokens_stage(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
     parts = [(part, run.tokens(part)) for part in ("train", "held_out")]
     digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
+    for _, path in parts:
+        if path.exists():
+            file = TokenFile.open(path)
+            file.check_layout(config.tokenizer.layout)
+            file.check_tokenizer(digest)
+    world.barrier()  # the files stay as everyone has seen them until here
     if all(path.exists() for _, path in parts):
-        for _, path in parts:
-            TokenFile.open(path).check_tokenizer(digest)
         return
     tokenizer = load_tokenizer(run.root, device=world.device)
     for part, path in parts:
@@ -153,7 +174,14 @@ def _tokens_stage(config: RunConfig, data: ImageData, run: RunDirectory, progres
 
 
 def _prior_stage(config: RunConfig, run: RunDirectory, progress: Progress, world: World) -> None:
+    digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
     if run.prior_model.exists():
+        made_for = check_config(run.prior_model, "prior", config.prior).get("tokenizer_hash", digest)
+        if made_for != digest:
+            raise OvertureError(
+                f"{run.prior_model}: trained on another tokenizer's tokens ({made_for}, not {digest}); "
+                "move it and results.json away to train it again"
+            )
         return
     layout = config.tokenizer.layout
     trainer = PriorTrainer(config.prior, config.prior_training, layout, seed=config.seed, world=world)
@@ -161,7 +189,6 @@ def _prior_stage(config: RunConfig, run: RunDirectory, progress: Progress, world
     with _timed(run, "prior", world):
         train_prior(trainer, train, held_out, run.prior, run.metrics, progress)
     if world.is_main:
-        digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
         trainer.save(run.prior_model, {"run_config": to_dict(config), "tokenizer_hash": digest})
         _remove_steps(run.prior)
     world.barrier()

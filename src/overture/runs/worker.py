@@ -68,6 +68,9 @@ def main() -> int:
             failure = {"error": str(error), "status": 130}
         except OvertureError as error:
             failure = {"error": str(error), "status": 1}
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            failure = {"error": f"{where}{error.strerror or error}; what was saved before is kept", "status": 1}
     progress.finish()
     if failure:
         print(json.dumps(failure), flush=True)

@@ -34,6 +34,7 @@ from overture.training.checkpoint import (
     save_state,
 )
 from overture.training.distributed import World
+from overture.training.elbo import negative_elbo
 from overture.training.ema import EMA
 from overture.training.joint import JointPriorConfig
 from overture.training.metrics import MetricLog, check_finite
@@ -263,6 +264,7 @@ def train_tokenizer(
             names = sorted(terms)
             values = world.mean(torch.stack([terms[name].detach().float() for name in names])).tolist()
             shown = dict(zip(names, values, strict=True))
+            shown |= negative_elbo(shown, batch.images[0].numel(), trainer.config.layout.sequence_length)
             if log:
                 log.write(trainer.step, {**shown, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)})
             progress.advance(0, **{name: shown[name] for name in ("l1", "loss") if name in shown})
