@@ -25,10 +25,10 @@ def prologue_fashion_mnist(tiny: bool = False) -> tuple[RunConfig, ...]:
     """The 2D baseline and Prologue on Fashion-MNIST, with equal budgets: 49 patch tokens, and 8 more in front.
 
     Method: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), patches of 4 px, visual codebook 512,
-    prologue codebook 64; both runs have the same data, tokenizer size, steps and prior. Expect the same reconstruction;
+    prologue codebook 64; both runs have the same data, sizes, steps and batches. Expect the same reconstruction;
     what happens to generation and to the cross-entropy of the whole sequence is the question.
     Data: torchvision's Fashion-MNIST (downloaded, or Debian's package dataset-fashion-mnist).
-    Hardware: one CPU core a model, about 40 minutes each. Command: ``overture run prologue-fashion-mnist``.
+    Hardware: one CPU core a model, about 30 and 50 minutes. Command: ``overture run prologue-fashion-mnist``.
     """
     patches = _visual("patches", UNIFORM)
     baseline = _laptop("prologue-fashion-mnist", "2d", (patches,))
@@ -66,13 +66,13 @@ def _laptop(recipe: str, name: str, segments: tuple[SegmentConfig, ...]) -> RunC
     """An evening's run; where the decoder skips a segment, a joint prior trains it."""
     config = one_dimensional(name, UNIFORM)
     training, prior = config.tokenizer_training, config.prior_training
-    rate = replace(training.optimizer, warmup=200, flat=3000)
+    rate = replace(training.optimizer, warmup=200, flat=2000)
     joint = None
     if not all(segment.decoded for segment in segments):
         joint = JointPriorConfig(
             prior=PriorConfig(dim=64, depth=3, heads=4, condition_dim=16, dropout=0.0),
             optimizer=OptimizerConfig(
-                learning_rate=2e-3, learning_rate_min=1e-4, betas=(0.9, 0.99), weight_decay=0.03, warmup=200, flat=3000
+                learning_rate=2e-3, learning_rate_min=1e-4, betas=(0.9, 0.99), weight_decay=0.03, warmup=200, flat=2000
             ),
             ema_half_life=300.0,
         )
@@ -83,9 +83,9 @@ def _laptop(recipe: str, name: str, segments: tuple[SegmentConfig, ...]) -> RunC
         tokenizer=replace(config.tokenizer, patch_size=4, segments=segments),
         tokenizer_training=replace(
             training,
-            steps=6000,
+            steps=4000,
             optimizer=rate,
-            discriminator_optimizer=replace(training.discriminator_optimizer, warmup=200, flat=3000),
+            discriminator_optimizer=replace(training.discriminator_optimizer, warmup=200, flat=2000),
             adversarial=replace(training.adversarial, start=2000),
             joint=joint,
             ema_half_life=300.0,
@@ -93,7 +93,7 @@ def _laptop(recipe: str, name: str, segments: tuple[SegmentConfig, ...]) -> RunC
         ),
         prior=replace(config.prior, dim=96, depth=4),
         prior_training=replace(
-            prior, steps=6000, batch_size=96, ema_half_life=300.0, evaluate_every=1000, checkpoint_minutes=5.0
+            prior, steps=4000, batch_size=96, ema_half_life=300.0, evaluate_every=1000, checkpoint_minutes=5.0
         ),
     )
 
