@@ -74,6 +74,7 @@ def render(records: Sequence[Record], title: str) -> str:
         "priors": [svg and Markup(svg) for svg in (figures.prior_figure(records, p) for p in range(len(records)))],
         "hidden_after": hidden_after(records),
         "samples": class_rows(records),
+        "shared": shared_pictures(records),
         "reconstructions": reconstruction_rows(records),
         "config": config,
         "different": [row for row in config if row["different"] and row["key"] != "name"],
@@ -154,6 +155,17 @@ def class_rows(records: Sequence[Record]) -> dict[str, Any] | None:
         "scale": max(s.scale for s in strips if s),
         "guidance": _guidance(records, strips),
     }
+
+
+def shared_pictures(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """For every run of several segments: rows that share the first one, beside rows that do not."""
+    pictures = []
+    for place, record in enumerate(records):
+        measured = record.results.get("shared_rows")
+        strips = read_strips(record, "shared_rows.png", columns=2 * measured["columns"]) if measured else None
+        if measured and strips:
+            pictures.append({"place": place, "strips": strips, "names": record.classes, **measured})
+    return pictures
 
 
 def _guidance(records: Sequence[Record], strips: Sequence[Strips | None]) -> str:

@@ -81,6 +81,8 @@ def metric_groups(records: Sequence[Record], notes: Footnotes) -> list[Group]:
         Group("Reconstruction of held-out images", _reconstruction_rows(records, notes)),
         Group("Entropy of the tokens", _entropy_rows(records, notes)),
         Group("Prior: cross-entropy given the class", _likelihood_rows(records, notes)),
+        Group("Negative ELBO of held-out images", _elbo_rows(records)),
+        Group("What the first segment fixes", _shared_rows(records)),
         Group("Size and training", _cost_rows(records)),
     ]
 
@@ -328,6 +330,47 @@ def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
             meaning="codes a position cannot hold are counted too",
         ),
     )  # fmt: skip
+
+
+def _elbo_rows(records: Sequence[Record]) -> tuple[Row, ...]:
+    """Both terms and their sum; no rows where no run has measured them."""
+    parts = [record.results.get("elbo") for record in records]
+    if not any(parts):
+        return ()
+
+    def row(label: str, key: str, meaning: str) -> Row:
+        cells = _plain_cells([f"{part[key]:.1f}" if part else None for part in parts])
+        return Row(label, "bits per image", cells, meaning=meaning)
+
+    return (
+        row("Pixels given the tokens", "reconstruction_bits", "Laplace density of pixel values at its best scale"),
+        row("Tokens under the prior", "sequence_bits", "given the class, over the whole vocabulary"),
+        row("Both together", "negative_elbo_bits", "comparable between models of the same images; lower is better"),
+    )
+
+
+def _shared_rows(records: Sequence[Record]) -> tuple[Row, ...]:
+    """How alike samples are that share their first segment; only runs of several segments have measured it."""
+    parts = [record.results.get("shared_rows") for record in records]
+    if not any(parts):
+        return ()
+    names = [f"shared: {part['segment']}" if part else "" for part in parts]
+
+    def values(kind: str) -> list[str | None]:
+        return [f"{part[kind]['ratio']:.3f}" if part else None for part in parts]
+
+    meaning = "mean distance within a row over that between rows of one class, in the judge's features"
+    return (
+        Row(
+            "Rows that share it", "ratio", _plain_cells(values("shared"), names), meaning=f"{meaning}; 1: fixes nothing"
+        ),
+        Row(
+            "Rows that share nothing",
+            "ratio",
+            _plain_cells(values("independent")),
+            meaning="the same, as a check: about 1",
+        ),
+    )
 
 
 def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
