@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from overture.errors import OvertureError, UsageError, nearest
 
-__all__ = ["from_dict", "load_json", "option_names", "to_dict"]
+__all__ = ["differing_keys", "from_dict", "load_json", "option_names", "to_dict"]
 
 C = TypeVar("C")
 
@@ -77,6 +77,18 @@ def option_names(config: Any, prefix: str = "") -> list[str]:
             for place, item in enumerate(value):
                 names += option_names(item, f"{name}.{place}.")
     return names
+
+
+def differing_keys(present: Any, wanted: Any, where: str = "") -> list[str]:
+    """Dotted keys whose values differ, with both values."""
+    if isinstance(present, dict) and isinstance(wanted, dict):
+        keys = sorted(present.keys() | wanted.keys())
+        parts = (differing_keys(present.get(k), wanted.get(k), f"{where}.{k}" if where else k) for k in keys)
+        return [difference for part in parts for difference in part]
+    if isinstance(present, list) and isinstance(wanted, list) and len(present) == len(wanted):
+        parts = (differing_keys(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(present, wanted, strict=True)))
+        return [difference for part in parts for difference in part]
+    return [] if present == wanted else [f"{where} was {present!r}, now {wanted!r}"]
 
 
 @functools.cache

@@ -81,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk, a place that cannot be written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"overture: {where}{error.strerror or error}; what was saved before is kept", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

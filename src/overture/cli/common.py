@@ -30,21 +30,26 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"device '{name}' cannot be used ({str(error).splitlines()[0]})") from error
 
 
+def check_image_place(out: Path) -> None:
+    """Refuse a place that :func:`save_images` has no format for, before the work."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), or a folder")
+
+
 def save_images(images: Tensor, labels: Tensor, out: Path, columns: int = 8) -> None:
     """uint8 ``[N, C, H, W]`` as one PNG grid, an ADM-style ``.npz`` (``arr_0`` NHWC, ``arr_1`` labels), or a folder."""
     import numpy as np
 
     from overture.runs.evaluate import picture_grid
 
+    check_image_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         picture_grid(images, min(columns, len(images))).save(out)
     elif out.suffix == ".npz":
         np.savez(out, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    elif not out.suffix:
+    else:
         for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             folder = out / str(label)
             folder.mkdir(parents=True, exist_ok=True)
             picture_grid(image[None], 1, gap=0).save(folder / f"{number:06d}.png")
-    else:
-        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), or a folder")

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from overture.cli.common import choose_device, print_json, save_images
+    from overture.cli.common import check_image_place, choose_device, print_json, save_images
     from overture.data.transforms import to_uint8
     from overture.pipeline import Pipeline, load_prior, load_tokenizer
     from overture.priors.guidance import Guidance, parse_temperature
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("generate: give a RUN, or --tokenizer and --prior")
     if options.count < 1 or options.batch_size < 1:
         raise UsageError("generate: --count and --batch-size need to be at least 1")
+    check_image_place(options.out)
     device = choose_device(options.device)
     pipe = Pipeline(
         load_tokenizer(options.tokenizer or options.path, device=device),

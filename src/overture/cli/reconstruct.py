@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from overture.errors import UsageError
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
@@ -16,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or a hub id")
     parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
-    parser.add_argument("--weights", choices=("raw", "ema"), default="ema", help="(default: ema)")
+    parser.add_argument("--weights", choices=("raw", "ema"), help="(default: the file's own, mostly ema)")
     parser.add_argument("--images", type=int, default=0, help="how many (default: all)")
     parser.add_argument("--network", help="also the distance under this feature network, such as inception")
     parser.add_argument("--batch-size", type=int, default=100)
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from overture.cli.common import choose_device, print_json, save_images
+    from overture.cli.common import check_image_place, choose_device, print_json, save_images
     from overture.data.sources import open_source
     from overture.data.stream import DataConfig, evaluation_batches
     from overture.data.transforms import to_float, to_uint8
@@ -43,6 +45,10 @@ def run(options: argparse.Namespace) -> int:
     from overture.evaluation.usage import UsageMeter
     from overture.pipeline import load_tokenizer
 
+    if options.images < 0 or options.batch_size < 1:
+        raise UsageError("reconstruct: --images needs to be at least 0 (all), --batch-size at least 1")
+    if options.out:
+        check_image_place(options.out)
     device = choose_device(options.device)
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
     data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)

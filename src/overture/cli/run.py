@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,14 @@ from overture.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from overture.runs.config import RunConfig
+
+FROM_DATA = {
+    "tokenizer.image_size": ": set --data.image-size",
+    "tokenizer.channels": ": set --data.channels",
+    "tokenizer.num_classes": "",
+    "prior.num_classes": "",
+}
+"""Options of parts that are filled in from the data, and what to set instead."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -92,13 +102,37 @@ def override(config: RunConfig, words: list[str]) -> RunConfig:
     from overture.config import option_names
 
     valid = option_names(config)
-    for word in words:
+    size: list[str] = []
+    for place, word in enumerate(words):
         if word.startswith("--") and word != "--help":
-            name = word[2:].split("=")[0].replace("-", "_")
+            name, _, value = word[2:].partition("=")
+            name = name.replace("-", "_")
             parts = name.split(".")
             plain = [*parts[:-1], parts[-1].removeprefix("no_")]
             if name not in valid and ".".join(plain) not in valid:
                 raise UsageError(f"unknown option '{word}'{nearest(name, valid)}")
-    return tyro.cli(
-        type(config), args=words, default=config, prog="overture run RECIPE", config=(tyro.conf.AvoidSubcommands,)
-    )
+            if name in FROM_DATA:
+                raise UsageError(f"{word} comes from the data{FROM_DATA[name]}")
+            if name == "data.image_size":  # patches have to fit the images that there will be
+                size = ["--tokenizer.image-size", value or "".join(words[place + 1 : place + 2])]
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                type(config),
+                args=[*words, *size],
+                default=config,
+                prog="overture run RECIPE",
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UsageError(_without_box(told.getvalue())) from error
+
+
+def _without_box(text: str) -> str:
+    """The message in the box that tyro draws, up to its first rule, in one line."""
+    lines = [line.strip(" │|") for line in text.splitlines()[1:]]
+    rule = next((place for place, line in enumerate(lines) if not line.strip("─-╰╯+")), len(lines))
+    return " ".join(lines[:rule]) or " ".join(text.split())

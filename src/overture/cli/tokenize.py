@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
     parser.add_argument("--out", type=Path, required=True, help="the token file")
     parser.add_argument("--crops", choices=("center", "ten"), default="center", help="(default: center)")
-    parser.add_argument("--weights", choices=("raw", "ema"), default="ema", help="(default: ema)")
+    parser.add_argument("--weights", choices=("raw", "ema"), help="(default: the file's own, mostly ema)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -27,16 +27,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Encode and write."""
-    from overture.cli.common import choose_device, print_json
+    from overture.cli.common import print_json
     from overture.data.sources import open_source
     from overture.data.stream import DataConfig
     from overture.pipeline import find_model, load_tokenizer
     from overture.training.checkpoint import read_metadata
     from overture.training.distributed import World
-    from overture.training.progress import TerminalProgress, stoppable
+    from overture.training.progress import SilentProgress, TerminalProgress, stoppable
     from overture.training.tokens import TokensConfig, write_tokens
 
-    world = World.join(str(choose_device(options.device)))
+    world = World.join(options.device)
     tokenizer = load_tokenizer(options.path, options.weights, device=world.device)
     digest = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")["weights_hash"]
     source = open_source(options.data)
@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
     with stoppable():
         file = write_tokens(
             tokenizer, digest, source, data, TokensConfig(options.crops, options.batch_size), options.out,
-            world=world, progress=TerminalProgress(),
+            world=world, progress=TerminalProgress() if world.is_main else SilentProgress(),
         )  # fmt: skip
-    if options.json:
+    if options.json and world.is_main:
         about = {"rows": file.rows, "crops": file.crops, "positions": file.layout.length, "layout": str(file.layout)}
         print_json({**about, "out": str(options.out)})
     return 0

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from overture.cli.run import add_options, run
+from overture.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,10 +18,12 @@ def add_parser(subparsers: Any) -> None:
         "interrupted goes on.",
         add_help=False,
     )
-    parser.add_argument("until", choices=("tokenizer", "prior"), help="the last stage")
+    parser.add_argument("until", nargs="?", choices=("tokenizer", "prior"), help="the last stage")
     add_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.until is None and not options.help:
+        raise UsageError("train: say up to which stage, tokenizer or prior, and the recipe")
     return run(options)

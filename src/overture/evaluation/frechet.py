@@ -12,6 +12,7 @@ Shapes: B batch, D features.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Gaussian:
             arrays["count"] = np.int64(self.count)
         arrays |= {key: np.str_(text) for key, text in about.items()}
         path = Path(path)
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # runs side by side share this place
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:

@@ -15,14 +15,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from overture.config import to_dict
+from overture.config import differing_keys, to_dict
 from overture.errors import OvertureError
 
 if TYPE_CHECKING:
@@ -30,11 +30,18 @@ if TYPE_CHECKING:
     from overture.training.ema import EMA
 
 __all__ = [
-    "find_model", "latest_step", "load_state", "read_metadata", "read_weights", "save_model", "save_prior",
-    "save_state", "weights_hash",
+    "check_config", "find_model", "latest_step", "load_state", "read_metadata", "read_weights", "resume", "save_model",
+    "save_prior", "save_state", "weights_hash",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
+
+
+class Resumable(Protocol):
+    """What :func:`resume` needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
 
 
 def save_model(path: Path, kind: str, weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> str:
@@ -155,6 +162,32 @@ def load_state(directory: Path, step: int) -> dict[str, Any]:
         ) from error
 
 
+def resume(trainer: Resumable, directory: Path) -> None:
+    """Bring a trainer to the last state saved in ``directory``, if there is one."""
+    step = latest_step(directory)
+    if step is None:
+        return
+    state = load_state(directory, step)
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError, OvertureError) as error:
+        raise OvertureError(
+            f"{directory / f'step-{step:08d}'}: a checkpoint of another config ({' '.join(str(error).split())[:200]}); "
+            "delete it to start the stage over"
+        ) from error
+
+
+def check_config(path: Path, kind: str, config: Any) -> dict[str, Any]:
+    """The metadata of a model file that has to have been built with ``config``."""
+    metadata = read_metadata(path, kind)
+    different = differing_keys(metadata["config"], to_dict(config))
+    if different:
+        raise OvertureError(
+            f"{path}: a {kind} of another config ({'; '.join(different[:3])}); move it away to train this run's own"
+        )
+    return metadata
+
+
 def _steps(directory: Path) -> list[int]:
     matches = (re.fullmatch(r"step-(\d+)", entry.name) for entry in directory.glob("step-*"))
     return [int(match[1]) for match in matches if match]
@@ -190,7 +223,8 @@ def _replace(target: Path, write: Callable[[Path], None]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        _remove(target)
+        if target.is_dir():  # a file is replaced in one step, a folder cannot be
+            _remove(target)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         _remove(temporary)

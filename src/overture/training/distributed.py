@@ -9,10 +9,13 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from overture.errors import UsageError
 
 __all__ = ["World"]
 
@@ -30,11 +33,15 @@ class World:
         """Join the group that ``torchrun`` describes in the environment, or stand alone; choose the device."""
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if device == "auto":
-            device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-        place = torch.device(device)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            place = torch.empty(0, device=f"cuda:{local_rank}" if device == "cuda" else device).device
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]})") from error
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+            # Long: the others wait while the main process measures.
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
         if place.type == "cuda":
             torch.cuda.set_device(place)
         return cls(int(os.environ.get("RANK", "0")), size, place)

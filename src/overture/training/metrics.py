@@ -24,13 +24,26 @@ class MetricLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] <= start_step]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary = path.with_name(f".{path.name}.partial")
+            try:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+                temporary.replace(path)
+            except OSError as error:
+                raise self._cannot_write(error) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line; non-finite values are left out (JSON has no word for them)."""
         finite = {name: round(float(value), 6) for name, value in values.items() if math.isfinite(value)}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": self.stage, "step": step, **finite}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"stage": self.stage, "step": step, **finite}) + "\n")
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> OvertureError:
+        return OvertureError(
+            f"{self.path}: cannot write ({error.strerror}); free some space and run the same command again"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.data.tokens import TokenFile, TokenStream
+from overture.errors import UsageError
 from overture.layout import Layout
 from overture.priors.model import Prior, PriorConfig
-from overture.training.checkpoint import latest_step, load_state, save_prior, save_state
+from overture.training.checkpoint import resume, save_prior, save_state
 from overture.training.distributed import World
 from overture.training.ema import EMA
 from overture.training.metrics import MetricLog, check_finite
@@ -57,6 +58,13 @@ class PriorTrainingConfig:
     evaluate_rows: int = 2000
     checkpoint_minutes: float = 10.0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_rows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"prior training: {name} is {getattr(self, name)}, needs >= 1")
+        if not 0 <= self.label_drop <= 1:
+            raise UsageError(f"prior training: label_drop is {self.label_drop}, needs a probability")
+
 
 class PriorTrainer:
     """The prior in training; ``state_dict`` holds everything an exact resume needs."""
@@ -93,7 +101,8 @@ class PriorTrainer:
         parameters = [parameter for parameter in self.prior.parameters() if parameter.grad is not None]
         self.world.average_gradients(parameters)
         if training.optimizer.clip:
-            nn.utils.clip_grad_norm_(parameters, training.optimizer.clip)
+            norm = nn.utils.clip_grad_norm_(parameters, training.optimizer.clip)
+            check_finite({"gradient_norm": norm}, "prior", self.step)  # clipping would make all weights NaN
         set_learning_rate(self.optimizer, self.schedule.learning_rate(self.step))
         self.optimizer.step()
         self.ema.update(self.prior)
@@ -136,9 +145,7 @@ def train_prior(
     world, training = trainer.world, trainer.training
     for file in (train, held_out):
         file.check_layout(trainer.prior.layout)
-    saved = latest_step(directory)
-    if saved is not None:
-        trainer.load_state_dict(load_state(directory, saved))
+    resume(trainer, directory)
     log = MetricLog(metrics, "prior", trainer.step) if world.is_main else None
     stream = TokenStream(train, training.batch_size, trainer.seed, world.rank, world.size)
     progress.start("prior", training.steps, trainer.step)
