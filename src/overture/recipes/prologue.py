@@ -1,10 +1,10 @@
 """ImageNet 256 as in "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137): every row of its results.
 
 Names are TOKENIZER-PRIOR: ``prologue-b-xl`` is the base tokenizer with the XL prior. Data as in ``imagenet-2d``:
-``data/imagenet.zip``. Hardware: what ``overture plan`` says of the memory, and our guess of the time. The rows of one tokenizer can share its stage 1
-and 2 (copy ``tokenizer/`` and ``tokens/`` into the new run). The numbers are the paper's; they have not been reproduced
-with this code. rFID is that of reconstructions, gFID that of 50,000 samples by the ADM protocol; the settings they were
-sampled at are the presets ``paper`` and ``unguided``, and a run measures both.
+``data/imagenet.zip``. Hardware: what ``overture plan`` says of the memory, and our guess of the time. The rows of one
+tokenizer can share its stages 1 and 2 (copy ``tokenizer/`` and ``tokens/`` into the new run). The numbers are the
+paper's; they have not been reproduced with this code. rFID is that of reconstructions, gFID that of 50,000 samples by
+the ADM protocol; the settings they were sampled at are the presets ``paper`` and ``unguided``, and a run measures both.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def prologue_b_l(tiny: bool = False) -> tuple[RunConfig, ...]:
     Paper: arXiv 2605.06137, row B-L: rFID 2.24; gFID 2.67 guided (prologue constant 0.8, visual cosine 3.0 power
     0.225), 6.56 unguided (temperatures 0.7 and 0.9); IS 251.2, precision 0.82, recall 0.56. 800 epochs at batch 2048 in
     stage 3. The prior is labelled 305 M; with its embeddings for this vocabulary it has 348 M parameters.
-    Hardware: 32 accelerators of 80 GB (43 GB each at 64 sequences), days. Command: ``overture run prologue-b-l`` under
-    ``torchrun --nnodes 4 --nproc-per-node 8 -m``.
+    Hardware: 32 accelerators of 80 GB (43 GB each at 64 sequences), days. Command:
+    ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run prologue-b-l``.
     """
     return (_base("prologue-b-l", LARGE_PRIOR, prior_training(800, 2048), tiny),)
 
@@ -66,8 +66,8 @@ def prologue_b_xl(tiny: bool = False) -> tuple[RunConfig, ...]:
     0.25), 5.22 unguided (temperatures 0.8 and 0.9); IS 252.6, precision 0.80, recall 0.59. 800 epochs at batch 2048 in
     stage 3. The XL prior has 32 layers of 1280 channels: the paper's table of sizes says 24 of 2048, a typo that its
     authors corrected and the released weights confirm; it is labelled 685 M and has 693 M parameters here.
-    Hardware: 32 accelerators of 80 GB (73 GB each at 64 sequences), a week or more. Command: ``overture run
-    prologue-b-xl`` under ``torchrun --nnodes 4 --nproc-per-node 8 -m``.
+    Hardware: 32 accelerators of 80 GB (73 GB each at 64 sequences), a week or more. Command:
+    ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run prologue-b-xl``.
     """
     return (_base("prologue-b-xl", XL_PRIOR, prior_training(800, 2048), tiny),)
 
@@ -89,7 +89,8 @@ def prologue_l_l(tiny: bool = False) -> tuple[RunConfig, ...]:
 
     Paper: arXiv 2605.06137, row L-L: rFID 0.99; gFID 1.52 guided (prologue constant 0.7, visual cosine 2.5 power 0.25),
     2.81 unguided (temperatures 0.95 and 0.9); IS 251.6, precision 0.77, recall 0.66. 800 epochs at batch 2048 in
-    stage 3. Hardware and command as ``prologue-b-l``.
+    stage 3. Hardware as ``prologue-b-l``. Command: ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run
+    prologue-l-l``.
     """
     return (_large("prologue-l-l", LARGE_PRIOR, prior_training(800, 2048), tiny),)
 
@@ -100,7 +101,7 @@ def prologue_l_xl(tiny: bool = False) -> tuple[RunConfig, ...]:
     Paper: arXiv 2605.06137, row L-XL: rFID 0.99; gFID 1.46 guided (prologue constant 0.7, visual cosine 2.25 power
     0.225), 2.26 unguided (temperatures 1.0 and 0.9); IS 257.7, precision 0.78, recall 0.66. 800 epochs at batch 2048 in
     stage 3; the size of the XL prior as in ``prologue-b-xl``.
-    Hardware and command as that.
+    Hardware as there. Command: ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run prologue-l-xl``.
     """
     return (_large("prologue-l-xl", XL_PRIOR, prior_training(800, 2048), tiny),)
 
