@@ -39,7 +39,8 @@ def imagenet_2d(tiny: bool = False) -> tuple[RunConfig, ...]:
     Paper: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), row "2D": rFID 2.15, gFID 21.01
     without guidance (temperature 0.85), 5.02 with guidance cosine 10 power 1.5; both settings are presets. 750 k batches
     of 256 in stage 1 (150 epochs; the paper counts 1.5 M alternating steps, two for each batch), ten crops of every
-    image in stage 2, 400 epochs at batch 512 in stage 3. Hardware: 8 accelerators, days. Command: ``torchrun --nproc-per-node 8 -m overture run imagenet-2d``.
+    image in stage 2, 400 epochs at batch 512 in stage 3. Hardware: 8 accelerators, days.
+    Command: ``torchrun --nproc-per-node 8 -m overture run imagenet-2d``.
     """
     return _runs("imagenet-2d", SegmentConfig("visual", "patches", 0, UNIFORM), tiny)
 
