@@ -2,7 +2,8 @@
 
 Batch 4 at 256 px, visual codebook 16,384, prologue 16 x 1,024, joint prior 7 x 512. The dense form is what one writes
 first: an N x K table of scores for the visual search, and soft-max and one-hot tables for the prologue. The perceptual
-loss is left out of both (its weights are not at hand everywhere, and it is the same in both).
+loss is left out (its weights are not at hand everywhere, and it is the same in all forms). ``recompute`` is our form with
+``--tokenizer-training.recompute``: transformer blocks are computed again in the backward pass.
 
     python benchmarks/joint_step.py         # each form in a process of its own: peak memory and seconds
 """
@@ -52,7 +53,9 @@ def measure(form: str, batch: int, steps: int, threads: int) -> dict[str, float]
         "prologue", "queries", 16, CodebookConfig(k_max=1024), SoftConfig(), decoded=False, separator=True
     )
     config = TokenizerConfig(segments=(prologue, SegmentConfig("visual")))
-    training = TokenizerTrainingConfig(batch_size=batch, joint=JointPriorConfig(), precision="float32")
+    training = TokenizerTrainingConfig(
+        batch_size=batch, joint=JointPriorConfig(), precision="float32", recompute=form == "recompute"
+    )
     trainer = TokenizerTrainer(config, training, seed=0, world=World(device=torch.device("cpu")))
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8)
     data = Batch(images, torch.zeros(batch, dtype=torch.long), torch.arange(batch))
@@ -92,7 +95,7 @@ def peak_megabytes() -> float:
 def main() -> None:
     """Measure both forms and print them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--form", choices=("dense", "overture"))
+    parser.add_argument("--form", choices=("dense", "overture", "recompute"))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -100,7 +103,7 @@ def main() -> None:
     if options.form:
         print(json.dumps(measure(options.form, options.batch, options.steps, options.threads)))
         return
-    for form in ("dense", "overture"):
+    for form in ("dense", "overture", "recompute"):
         command = [sys.executable, __file__, "--form", form]
         command += ["--batch", str(options.batch), "--steps", str(options.steps), "--threads", str(options.threads)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from golden_names import rename
 from overture.layout import Layout, Segment
+from overture.nn.transformer import set_recompute
 from overture.priors import PriorConfig
 from overture.tokenizers import TokenizerConfig
 from overture.training.distributed import World
@@ -95,3 +96,20 @@ def test_segment_terms_add_up_and_fillers_follow_separators() -> None:
     assert sum(terms.values()).item() == pytest.approx(F.cross_entropy(logits.transpose(1, 2), sequence).item())
     assert input_fillers(layout).tolist() == [-1, -1, -1, 12, 12, 12]
     assert input_fillers(Layout.single((4, 4))).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_blocks_give_the_same_gradients(dropout: float) -> None:
+    layout = Layout.single((8,) * 5)
+    prior = PriorConfig(16, 2, 2, 2.0, 4, num_classes=3, dropout=dropout).build(layout).train()
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sequence, classes = torch.randint(0, 8, (4, 5)), torch.tensor([0, 1, 2, 3])
+    gradients = []
+    for recompute in (False, True):
+        set_recompute(prior, recompute)
+        prior.zero_grad()
+        torch.manual_seed(0)
+        prior(sequence, classes).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in prior.parameters() if parameter.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

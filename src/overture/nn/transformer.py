@@ -15,13 +15,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from overture.errors import UsageError
 from overture.nn.attention import Attention
 from overture.nn.norm import ConditionalScale, RMSNorm, rms_normalize
 from overture.nn.rope import Rotary
 
-__all__ = ["BlockScales", "OutputHead", "Transformer", "TransformerConfig", "initialize"]
+__all__ = ["BlockScales", "OutputHead", "Transformer", "TransformerConfig", "initialize", "set_recompute"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether the backward pass computes every block again instead of keeping its activations."""
         self.condition = Condition(num_classes, config.condition_dim, dropout)
         self.blocks = nn.ModuleList(
             Block(config, bias=bias, causal=causal, dropout=dropout) for _ in range(config.depth)
@@ -157,7 +160,10 @@ class Transformer(nn.Module):
         """``[B, L, D] -> [B, L, D]``; ``condition`` may be passed by callers who already have it."""
         scales = self.scales(self.condition(len(x_BLD)) if condition is None else condition)
         for block, block_scales in zip(self.blocks, scales, strict=True):
-            x_BLD = block(x_BLD, block_scales, rotary)
+            if self.recompute and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, x_BLD, block_scales, rotary, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD, block_scales, rotary)
         return x_BLD
 
 
@@ -185,6 +191,13 @@ class OutputHead(nn.Module):
         bias = None if self.projection.bias is None else self.projection.bias[outputs]
         with torch.autocast(x_BLD.device.type, enabled=False):
             return F.linear(x_BLD.float(), self.projection.weight[outputs].float(), bias)
+
+
+def set_recompute(module: nn.Module, recompute: bool) -> None:
+    """Let all transformers inside ``module`` trade time (about a third more) for the memory of their activations."""
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.recompute = recompute
 
 
 def initialize(module: nn.Module) -> None:

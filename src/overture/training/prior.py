@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from overture.data.tokens import TokenFile, TokenStream
 from overture.errors import UsageError
 from overture.layout import Layout
+from overture.nn.transformer import set_recompute
 from overture.priors.model import Prior, PriorConfig
 from overture.training.checkpoint import resume, save_prior, save_state
 from overture.training.distributed import World
@@ -53,6 +54,8 @@ class PriorTrainingConfig:
     ema_half_life: float = 2500.0
     precision: Precision = "bfloat16"
     compile: bool = False
+    recompute: bool = False
+    """Compute transformer blocks again in the backward pass instead of keeping their activations."""
     log_every: int = 25
     evaluate_every: int = 5000
     evaluate_rows: int = 2000
@@ -78,6 +81,7 @@ class PriorTrainer:
         world.share(self.prior)
         self.ema = EMA(self.prior, training.ema_half_life)
         self.optimizer, self.schedule = training.optimizer.build(self.prior.named_parameters(), training.steps)
+        set_recompute(self.prior, training.recompute)
         self.forward = torch.compile(self.prior) if training.compile else self.prior
         self.allowed_LV = allowed_ids(layout).to(world.device) if training.loss == "allowed" else None
         self.step = 0

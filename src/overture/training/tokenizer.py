@@ -23,6 +23,7 @@ from overture.errors import OvertureError, UsageError
 from overture.losses.adversarial import AdversarialConfig
 from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual, PerceptualConfig
 from overture.losses.reconstruction import ReconstructionConfig
+from overture.nn.transformer import set_recompute
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenized, Tokenizer
 from overture.training.checkpoint import (
@@ -77,6 +78,9 @@ class TokenizerTrainingConfig:
     ema_half_life: float = 1000.0
     precision: Precision = "bfloat16"
     compile: bool = False
+    recompute: bool = False
+    """Compute transformer blocks again in the backward pass instead of keeping their activations: the same numbers,
+    less memory, about a third more time."""
     log_every: int = 25
     checkpoint_minutes: float = 10.0
 
@@ -124,6 +128,8 @@ class TokenizerTrainer:
             self.adversarial.named_parameters(), training.steps
         )
         self.joint = training.joint.build(config.layout, training.steps, world) if training.joint else None
+        for module in (self.tokenizer, *([self.joint.prior] if self.joint else [])):
+            set_recompute(module, training.recompute)
         self.forward = torch.compile(self.tokenizer) if training.compile else self.tokenizer
         self.step = 0
 
