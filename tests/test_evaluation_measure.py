@@ -22,6 +22,7 @@ from overture.evaluation.measure import (
     take,
 )
 from overture.evaluation.networks import load_network
+from overture.evaluation.processes import alone
 from overture.evaluation.protocol import Measurement, Protocol, differences
 from overture.evaluation.reconstruction import psnr
 from overture.evaluation.reference import ImageSetHash, Reference
@@ -173,6 +174,22 @@ def test_processes_together_report_what_one_reports(tmp_path) -> None:
         assert shared["distance"]["protocol"] == alone["distance"]["protocol"]
         assert shared["distance"]["value"] == pytest.approx(alone["distance"]["value"], rel=FLOAT32)
         assert shared["quality"] == pytest.approx(alone["quality"], rel=1e-10)
+
+
+def _one_measures(rank: int, file: str, world: int, queue: mp.SimpleQueue) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    if rank == 0:
+        with alone():
+            queue.put(feature_statistics(NETWORK, [images(8)]).count)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_one_process_can_measure_while_the_others_wait(tmp_path) -> None:
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_one_measures, args=(str(tmp_path / "rendezvous"), 2, queue), nprocs=2)
+    assert queue.get() == 8
 
 
 def test_statistics_do_not_depend_on_the_batch_size() -> None:

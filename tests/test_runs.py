@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,17 @@ import numpy as np
 import pytest
 
 from overture.cli import main
+from overture.cli.run import override
+from overture.config import differing_keys, to_dict
 from overture.data.tokens import TokenFile
+from overture.errors import OvertureError, UsageError
 from overture.recipes.quickstart import quickstart
 from overture.runs.config import RunConfig
-from overture.runs.directory import RunDirectory, differing_keys
-from overture.runs.worker import Task
-from overture.training.checkpoint import read_metadata
+from overture.runs.directory import RunDirectory
+from overture.runs.worker import Task, perform
+from overture.training.checkpoint import read_metadata, read_weights, save_model
+from overture.training.distributed import World
+from overture.training.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -198,6 +204,17 @@ def test_report_of_a_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean 'prior.depth'?"),
         (["run", "quickstart", "--only", "vqc"], 2, "did you mean 'vcq'?"),
         (["run", "quickstart", "--prior.heads", "5"], 2, "does not give an even head size"),
+        (["run", "quickstart", "--prior.depth", "abc"], 2, "Error parsing --prior.depth: invalid literal for int()"),
+        (["run", "quickstart", "stray"], 2, "Unrecognized options: stray"),
+        (["run", "quickstart", "--jobs", "-1"], 2, "--jobs is -1"),
+        (["run", "quickstart", "--only", "vcq", "--device", "warp"], 2, "device 'warp' cannot be used"),
+        (["run", "quickstart", "--tokenizer.image-size", "56"], 2, "comes from the data: set --data.image-size"),
+        (["run", "quickstart", "--prior-training.log-every", "0"], 2, "log_every is 0"),
+        (["run", "quickstart", "--evaluation.top-p", "0"], 2, "top_p is 0.0"),
+        (["run", "quickstart", "--only", "vcq", "--evaluation.guidance", "prologue: 2"], 2, "no segment 'prologue'"),
+        (["run", "quickstart", "--only", "vcq", "--evaluation.network", "domian"], 2, "did you mean 'domain'?"),
+        (["train"], 2, "tokenizer or prior"),
+        (["reconstruct", "RUN", "--data", "embedded:fashion-mnist", "--images", "-3"], 2, "--images needs"),
         (["runn"], 2, "did you mean 'run'?"),
     ],
 )
@@ -225,3 +242,47 @@ def test_differing_keys_name_values() -> None:
         "a.b was 1, now 2",
         "c.1 was 2, now 3",
     ]
+
+
+def test_the_image_size_of_the_data_reaches_the_tokenizer_before_it_is_checked() -> None:
+    words = ["--data.image-size", "32", "--data.channels", "3", "--tokenizer.patch-size", "8"]
+    changed = override(quickstart(tiny=True)[1], words).resolve(num_classes=3)
+    assert (changed.tokenizer.image_size, changed.tokenizer.channels, changed.tokenizer.grid) == (32, 3, 4)
+    with pytest.raises(UsageError, match="not a multiple of patch_size 7"):
+        override(quickstart(tiny=True)[1], ["--data.image-size=32"])
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "prior"])
+def test_a_model_of_another_config_in_a_run_is_refused(whole: Path, tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    path = run / kind / "model.safetensors"
+    other = getattr(config().resolve(10), kind)
+    other = replace(other, theta_grid=7.0) if kind == "tokenizer" else replace(other, dropout=0.5)
+    metadata = read_metadata(path, kind)
+    save_model(
+        path, kind, {role: read_weights(path, role) for role in ("raw", "ema")}, {**metadata, "config": to_dict(other)}
+    )
+    with pytest.raises(OvertureError, match=f"a {kind} of another config"):
+        perform(Task("vcq", config(), str(run), str(run / "networks"), device="cpu"), SilentProgress(), World())
+
+
+def test_networks_of_another_config_are_not_used(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "networks", tmp_path / "networks")
+    other = replace(config(), judge=replace(config().judge, seed=5))
+    with pytest.raises(UsageError, match="seed was 0, now 5"):
+        perform(Task("vcq", other, str(tmp_path), str(tmp_path / "networks"), device="cpu"), SilentProgress(), World())
+
+
+def test_damaged_results_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("")
+    with pytest.raises(OvertureError, match="delete it to measure again"):
+        RunDirectory(tmp_path).read_results()
+
+
+def test_two_do_not_work_in_one_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with run.locked(), pytest.raises(OvertureError, match="another process"), run.locked(patience=0):
+        pass
+    with run.locked(patience=0):
+        pass

@@ -52,7 +52,11 @@ def execute_recipe(
             world = World.join(device)
             main = world.is_main
             for task in tasks:
-                perform(task, TerminalProgress(task.label) if main else SilentProgress(), world)
+                progress = TerminalProgress(task.label) if main else SilentProgress()
+                try:
+                    perform(task, progress, world)
+                finally:
+                    progress.finish()  # an error is told below the bar, not above it
         else:
             _Pool(min(jobs, len(tasks))).perform(_network_tasks(configs, root, networks, device))
             _Pool(min(jobs, len(tasks))).perform(tasks)

@@ -74,7 +74,15 @@ class RunDirectory:
 
     def read_results(self) -> dict[str, Any]:
         """All results so far."""
-        return json.loads(self.results.read_text()) if self.results.exists() else {}
+        if not self.results.exists():
+            return {}
+        try:
+            results = json.loads(self.results.read_text())
+        except (OSError, ValueError) as error:
+            raise OvertureError(f"{self.results}: not valid JSON ({error}); delete it to measure again") from error
+        if not isinstance(results, dict):
+            raise OvertureError(f"{self.results}: holds no results by name; delete it to measure again")
+        return results
 
     @contextmanager
     def locked(self, patience: float = 20.0) -> Iterator[None]:
