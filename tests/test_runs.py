@@ -286,3 +286,14 @@ def test_two_do_not_work_in_one_run(tmp_path: Path) -> None:
         pass
     with run.locked(patience=0):
         pass
+
+
+def test_a_run_begun_before_an_option_existed_goes_on(tmp_path: Path) -> None:
+    run, resolved = RunDirectory(tmp_path), config().resolve(10)
+    run.adopt(resolved)
+    older = json.loads(run.config.read_text())
+    del older["prior_training"]["compile"]
+    run.config.write_text(json.dumps(older))
+    run.adopt(resolved)
+    with pytest.raises(UsageError, match="seed was 0, now 1"):
+        run.adopt(replace(resolved, seed=1))

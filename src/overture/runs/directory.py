@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from overture.config import differing_keys, to_dict
+from overture.config import differing_keys, from_dict, to_dict
 from overture.errors import OvertureError, UsageError
 from overture.runs.config import RunConfig
 
@@ -59,7 +59,8 @@ class RunDirectory:
                 present = json.loads(self.config.read_text())
             except ValueError as error:
                 raise OvertureError(f"{self.config}: not valid JSON ({error}); delete the run to start over") from error
-            different = differing_keys(present, wanted)
+            # Read as a config first: a field that this version has added has its default in an older run.
+            different = differing_keys(to_dict(from_dict(RunConfig, present, str(self.config))), wanted)
             if different:
                 raise UsageError(
                     f"{self.root}: was begun with another config ({'; '.join(different[:3])}); "

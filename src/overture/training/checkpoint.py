@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from overture.config import differing_keys, to_dict
+from overture.config import differing_keys, from_dict, to_dict
 from overture.errors import OvertureError
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ def resume(trainer: Resumable, directory: Path) -> None:
 def check_config(path: Path, kind: str, config: Any) -> dict[str, Any]:
     """The metadata of a model file that has to have been built with ``config``."""
     metadata = read_metadata(path, kind)
-    different = differing_keys(metadata["config"], to_dict(config))
+    present = from_dict(type(config), metadata["config"], f"{path}: config")  # with defaults for fields added since
+    different = differing_keys(to_dict(present), to_dict(config))
     if different:
         raise OvertureError(
             f"{path}: a {kind} of another config ({'; '.join(different[:3])}); move it away to train this run's own"
