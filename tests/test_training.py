@@ -310,3 +310,17 @@ def test_every_tiny_recipe_trains_one_step(name: str) -> None:
         prior = PriorTrainer(config.prior, config.prior_training, layout, seed=0, world=World())
         ids = trainer.tokenizer.eval().encode(batch.images.float() / 127.5 - 1)
         assert torch.isfinite(prior.train_batch(ids, batch.labels)["loss"])
+
+
+def test_recomputing_blocks_changes_no_number() -> None:
+    """Stage 1 of a Prologue, joint prior and all, with and without the activations kept."""
+    config = load_recipe("prologue-fashion-mnist")(tiny=True)[1].resolve(10)
+    states = []
+    for recompute in (False, True):
+        training = replace(config.tokenizer_training, perceptual=NoPerceptual(), recompute=recompute, batch_size=4)
+        trainer = TokenizerTrainer(config.tokenizer, training, seed=0, world=World())
+        batches = TrainingStream(config.data.build().train, config.data, 4, 0).batches(0)
+        terms = [trainer.train_batch(next(batches)) for _ in range(2)]
+        assert {"ce_prologue", "ce_separator", "ce_visual", "joint_prior"} <= set(terms[-1])
+        states.append(trainer.state_dict())
+    assert equal_states(*states)

@@ -66,16 +66,14 @@ class JointPrior:
         world.share(self.prior)
         self.ema = EMA(self.prior, config.ema_half_life)
         self.optimizer, self.schedule = config.optimizer.build(self.prior.named_parameters(), steps)
+        self.prior.requires_grad_(False)  # frozen but for its own step
         self.fillers = input_fillers(layout).to(world.device)
 
     def encoder_terms(self, tokenizer: Tokenizer, out: Tokenized, classes: Tensor) -> dict[str, Tensor]:
         """Cross-entropy by segment with the prior's weights frozen; its gradient reaches the encoder."""
-        self.prior.requires_grad_(False)
         self.prior.eval()
         embeddings_BLD = self.embeddings(tokenizer, out, self.draw_dropped(len(out.ids)))
-        terms = self.terms(embeddings_BLD, self.layout.to_sequence(out.ids), classes)
-        self.prior.requires_grad_(True)
-        return terms
+        return self.terms(embeddings_BLD, self.layout.to_sequence(out.ids), classes)
 
     def embeddings(self, tokenizer: Tokenizer, out: Tokenized, dropped_B: Tensor) -> Tensor:
         """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""
@@ -111,7 +109,7 @@ class JointPrior:
 
     def train_step(self, ids: Tensor, classes: Tensor, step: int) -> dict[str, Tensor]:
         """The prior takes one step on detached local ids ``[B, T]``."""
-        self.prior.train()
+        self.prior.train().requires_grad_(True)
         sequence_BL = self.layout.to_sequence(ids)
         replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
         inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
@@ -124,6 +122,7 @@ class JointPrior:
         zero_nonfinite_gradients(parameters)
         set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
         self.optimizer.step()
+        self.prior.requires_grad_(False)
         self.ema.update(self.prior)
         return {"joint_prior": loss.detach()}
 
