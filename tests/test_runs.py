@@ -76,7 +76,7 @@ def wait_for(worker: subprocess.Popen[str], stage: str) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupts."""
-    root = tmp_path_factory.mktemp("whole")
+    root = tmp_path_factory.mktemp("whole") / "vcq"
     worker = start(root)
     _, errors = worker.communicate()
     assert worker.returncode == 0, errors
@@ -132,7 +132,7 @@ def test_what_a_run_measures(whole: Path) -> None:
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "quickstart", "--tiny", "--only", "vcq", "--out", str(whole), "--prior.depth", "5"]
+    words = ["run", "quickstart", "--tiny", "--only", "vcq", "--out", str(whole.parent), "--prior.depth", "5"]
     assert main(words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "was begun with another config" in error

@@ -71,7 +71,13 @@ def run(options: argparse.Namespace) -> int:
 
     root = options.out or Path("runs") / (options.recipe + ("-tiny" if options.tiny else ""))
     results = execute_recipe(
-        configs, root, title=options.recipe, jobs=options.jobs, device=options.device, until=options.until
+        configs,
+        root,
+        title=options.recipe,
+        several=len(load_recipe(options.recipe)()) > 1,
+        jobs=options.jobs,
+        device=options.device,
+        until=options.until,
     )
     if options.json and results:
         print(json.dumps(results))

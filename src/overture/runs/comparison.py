@@ -30,18 +30,26 @@ __all__ = ["execute_recipe"]
 
 
 def execute_recipe(
-    configs: Sequence[RunConfig], root: Path, *, title: str, jobs: int = 0, device: str = "auto", until: str = "report"
+    configs: Sequence[RunConfig],
+    root: Path,
+    *,
+    title: str,
+    several: bool,
+    jobs: int = 0,
+    device: str = "auto",
+    until: str = "report",
 ) -> dict[str, Any]:
-    """Run all ``configs`` below ``root`` and write the report; returns the results by run name.
+    """Run all ``configs`` and write the report; returns the results by run name.
 
-    ``jobs`` runs are worked on at once (0: one for each core, or one where there is an accelerator).
+    The one run of a recipe lies right in ``root``; of a recipe that has ``several``, each lies in a directory of its
+    name, also when only one of them is asked for, and the report shows all that are there. ``jobs`` runs are worked on at once (0: one for each core, or one where there is an accelerator).
     """
     if jobs < 0:
         raise UsageError(f"--jobs is {jobs}, needs >= 1 (or 0: as cores allow)")
     single = len(configs) == 1
     networks = root / "networks"
     tasks = [
-        Task(c.name, c, str(root if single else root / c.name), str(networks), until=until, device=device)
+        Task(c.name, c, str(root / c.name if several else root), str(networks), until=until, device=device)
         for c in configs
     ]
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -65,7 +73,9 @@ def execute_recipe(
         return {}
     if until != "report":
         return {"runs": {name: {"path": str(run.root)} for name, run in runs.items()}}
-    report = write_report(list(runs.values()), root / "report.html", title)
+    others = sorted(path.parent for path in root.glob("*/config.json") if path.parent.name not in runs)
+    shown = [*runs.values(), *(RunDirectory(other, networks) for other in others)]
+    report = write_report(sorted(shown, key=lambda run: run.root.name), root / "report.html", title)
     print(f"report: {report}", file=sys.stderr)
     return {"runs": {name: run.read_results() for name, run in runs.items()}, "report": str(report)}
 

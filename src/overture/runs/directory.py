@@ -3,7 +3,7 @@
 ::
 
     runs/NAME/ config.json  metrics.jsonl  results.json  report.html  samples/  networks/
-               tokens/{train,held_out}.tokens  tokenizer/{model.safetensors, step-*/}  prior/{model.safetensors, step-*/}
+               tokens/{train,val}.tokens  tokenizer/{model.safetensors, step-*/}  prior/{model.safetensors, step-*/}
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class RunDirectory:
         return self.prior / "model.safetensors"
 
     def tokens(self, part: str) -> Path:
-        """The token file of ``train`` or ``held_out``."""
-        return self.root / "tokens" / f"{part}.tokens"
+        """The token file of the ``train`` images or of those ``held_out``."""
+        return self.root / "tokens" / ("val.tokens" if part == "held_out" else f"{part}.tokens")
 
     def adopt(self, config: RunConfig) -> None:
         """Write the config into a new run; refuse to go on with another config than a run was begun with."""

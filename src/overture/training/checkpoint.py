@@ -107,7 +107,7 @@ def find_model(path: str | Path, kind: str) -> Path:
     if given.exists():
         raise OvertureError(f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there")
     parts = str(path).split("/")
-    if len(parts) >= 2 and not str(path).startswith((".", "/", "~")):
+    if len(parts) >= 2 and not str(path).startswith((".", "/", "~")) and not Path(parts[0]).is_dir():
         return _from_hub(str(path), kind)
     raise OvertureError(f"{path}: no such file, run or hub id")
 

@@ -24,6 +24,7 @@ from overture.tokenizers.tokenizer import Tokenized, Tokenizer
 from overture.training.checkpoint import save_prior
 from overture.training.distributed import World
 from overture.training.ema import EMA
+from overture.training.metrics import check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
 
 __all__ = ["JointPrior", "JointPriorConfig", "segment_terms"]
@@ -115,6 +116,7 @@ class JointPrior:
         inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
         terms = self.terms(self.prior.token_embedding(inputs_BL), sequence_BL, classes)
         loss = torch.stack(list(terms.values())).sum()
+        check_finite({"joint_prior": loss}, "tokenizer", step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [parameter for parameter in self.prior.parameters() if parameter.grad is not None]

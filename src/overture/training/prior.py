@@ -17,7 +17,7 @@ from overture.errors import UsageError
 from overture.layout import Layout
 from overture.nn.transformer import set_recompute
 from overture.priors.model import Prior, PriorConfig
-from overture.training.checkpoint import resume, save_prior, save_state
+from overture.training.checkpoint import latest_step, resume, save_prior, save_state
 from overture.training.distributed import World
 from overture.training.ema import EMA
 from overture.training.metrics import MetricLog, check_finite
@@ -181,6 +181,8 @@ def train_prior(
             last_save = time.monotonic()
         if stop and trainer.step < training.steps:
             raise Interrupted(f"stopped in stage prior at step {trainer.step}, saved; the same command goes on")
+    if world.is_main and latest_step(directory) != trainer.step:
+        save_state(directory, trainer.step, trainer.state_dict())  # should saving the model fail, nothing is lost
     progress.finish()
 
 

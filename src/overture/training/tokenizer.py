@@ -28,6 +28,7 @@ from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenized, Tokenizer
 from overture.training.checkpoint import (
     find_model,
+    latest_step,
     read_metadata,
     read_weights,
     resume,
@@ -282,6 +283,8 @@ def train_tokenizer(
             last_save = time.monotonic()
         if stop and trainer.step < training.steps:
             raise Interrupted(f"stopped in stage tokenizer at step {trainer.step}, saved; the same command goes on")
+    if world.is_main and latest_step(directory) != trainer.step:
+        save_state(directory, trainer.step, trainer.state_dict())  # should saving the model fail, nothing is lost
     progress.finish()
 
 
