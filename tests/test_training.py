@@ -59,9 +59,9 @@ def tiny_config() -> RunConfig:
 class StopAfter(SilentProgress):
     """Asks for a stop once so many steps are done."""
 
-    def __init__(self, steps: int, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    def __init__(self, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = steps
-        monkeypatch.setattr(f"{module}.stop_requested", lambda: self.left <= 0)
+        monkeypatch.setattr("overture.training.keeper.stop_requested", lambda: self.left <= 0)
 
     def advance(self, count: int = 1, **shown: float) -> None:
         self.left -= count
@@ -93,8 +93,8 @@ def test_interrupted_tokenizer_training_is_uninterrupted(tmp_path: Path, monkeyp
     whole = train(config, tmp_path / "whole", SilentProgress())
     for stop in (3, 2):  # stops at step 3, goes on, stops at step 5, goes on
         with pytest.raises(Interrupted, match="step"):
-            train(config, tmp_path / "parts", StopAfter(stop, monkeypatch, "overture.training.tokenizer"))
-    monkeypatch.setattr("overture.training.tokenizer.stop_requested", lambda: False)
+            train(config, tmp_path / "parts", StopAfter(stop, monkeypatch))
+    monkeypatch.setattr("overture.training.keeper.stop_requested", lambda: False)
     parts = train(config, tmp_path / "parts", SilentProgress())
     assert equal_states(whole.state_dict(), parts.state_dict())
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
@@ -138,8 +138,8 @@ def test_interrupted_prior_training_is_uninterrupted(
 
     whole = train(tmp_path / "whole", SilentProgress())
     with pytest.raises(Interrupted):
-        train(tmp_path / "parts", StopAfter(5, monkeypatch, "overture.training.prior"))
-    monkeypatch.setattr("overture.training.prior.stop_requested", lambda: False)
+        train(tmp_path / "parts", StopAfter(5, monkeypatch))
+    monkeypatch.setattr("overture.training.keeper.stop_requested", lambda: False)
     parts = train(tmp_path / "parts", SilentProgress())
     assert equal_states(whole.state_dict(), parts.state_dict())
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
@@ -179,8 +179,8 @@ def test_two_processes_train_the_same_tokenizer_as_one(tmp_path: Path) -> None:
 def test_a_nan_names_its_term_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     with pytest.raises(Interrupted):
-        train(config, tmp_path, StopAfter(3, monkeypatch, "overture.training.tokenizer"))
-    monkeypatch.setattr("overture.training.tokenizer.stop_requested", lambda: False)
+        train(config, tmp_path, StopAfter(3, monkeypatch))
+    monkeypatch.setattr("overture.training.keeper.stop_requested", lambda: False)
     monkeypatch.setattr(
         "overture.losses.adversarial.Adversarial.generator_loss", lambda self, images: images.sum() * float("nan")
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +16,14 @@ from overture.errors import UsageError
 from overture.layout import Layout
 from overture.nn.transformer import set_recompute
 from overture.priors.model import Prior, PriorConfig
-from overture.training.checkpoint import latest_step, resume, save_prior, save_state
+from overture.training.checkpoint import resume, save_prior
 from overture.training.distributed import World
 from overture.training.ema import EMA
+from overture.training.keeper import Keeper
 from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate
-from overture.training.progress import Interrupted, Progress, stop_requested
-from overture.training.tokenizer import Precision, autocast, checkpoint_due
+from overture.training.progress import Progress
+from overture.training.tokenizer import Precision, autocast
 from overture.training.tokens import central_crop
 
 __all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_per_image", "train_prior"]
@@ -144,7 +144,7 @@ def train_prior(
 ) -> None:
     """Train to the end, resuming from the last checkpoint in ``directory`` and saving there.
 
-    Raises :class:`Interrupted` after saving when the user asks to stop.
+    Raises :class:`overture.training.progress.Interrupted` after saving when the user asks to stop.
     """
     world, training = trainer.world, trainer.training
     for file in (train, held_out):
@@ -153,7 +153,7 @@ def train_prior(
     log = MetricLog(metrics, "prior", trainer.step) if world.is_main else None
     stream = TokenStream(train, training.batch_size, trainer.seed, world.rank, world.size)
     progress.start("prior", training.steps, trainer.step)
-    last_save = time.monotonic()
+    keeper = Keeper(trainer, directory, "prior", training.steps, training.checkpoint_minutes)
     batches = stream.batches(trainer.step)
     while trainer.step < training.steps:
         batch = next(batches)
@@ -174,15 +174,8 @@ def train_prior(
             }
             if log:
                 log.write(trainer.step, measured)
-        stop = world.any(stop_requested())
-        if stop or checkpoint_due(last_save, training.checkpoint_minutes, world):
-            if world.is_main:
-                save_state(directory, trainer.step, trainer.state_dict())
-            last_save = time.monotonic()
-        if stop and trainer.step < training.steps:
-            raise Interrupted(f"stopped in stage prior at step {trainer.step}, saved; the same command goes on")
-    if world.is_main and latest_step(directory) != trainer.step:
-        save_state(directory, trainer.step, trainer.state_dict())  # should saving the model fail, nothing is lost
+        keeper.after_step()
+    keeper.finish()
     progress.finish()
 
 

@@ -7,7 +7,6 @@ generator step. All schedules count batches, which is each optimiser's own steps
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +27,22 @@ from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenized, Tokenizer
 from overture.training.checkpoint import (
     find_model,
-    latest_step,
     read_metadata,
     read_weights,
     resume,
     save_model,
-    save_state,
 )
 from overture.training.distributed import World
 from overture.training.elbo import negative_elbo
 from overture.training.ema import EMA
 from overture.training.joint import JointPriorConfig
+from overture.training.keeper import Keeper
 from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
-from overture.training.progress import Interrupted, Progress, stop_requested
+from overture.training.progress import Progress
 
 __all__ = [
-    "Precision", "TokenizerTrainer", "TokenizerTrainingConfig", "autocast", "checkpoint_due", "start_from",
+    "Precision", "TokenizerTrainer", "TokenizerTrainingConfig", "autocast", "start_from",
     "train_tokenizer",
 ]  # fmt: skip
 
@@ -258,13 +256,13 @@ def train_tokenizer(
 ) -> None:
     """Train to the end, resuming from the last checkpoint in ``directory`` and saving there.
 
-    Raises :class:`Interrupted` after saving when the user asks to stop.
+    Raises :class:`overture.training.progress.Interrupted` after saving when the user asks to stop.
     """
     world, training = trainer.world, trainer.training
     resume(trainer, directory)
     log = MetricLog(metrics, "tokenizer", trainer.step) if world.is_main else None
     progress.start("tokenizer", training.steps, trainer.step)
-    last_save = time.monotonic()
+    keeper = Keeper(trainer, directory, "tokenizer", training.steps, training.checkpoint_minutes)
     for batch in _until(stream.batches(trainer.step), training.steps - trainer.step):
         terms = trainer.train_batch(batch)
         if trainer.step % training.log_every == 0 or trainer.step == training.steps:
@@ -276,21 +274,9 @@ def train_tokenizer(
                 log.write(trainer.step, {**shown, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)})
             progress.advance(0, **{name: shown[name] for name in ("l1", "loss") if name in shown})
         progress.advance(1)
-        stop = world.any(stop_requested())
-        if stop or checkpoint_due(last_save, training.checkpoint_minutes, world):
-            if world.is_main:
-                save_state(directory, trainer.step, trainer.state_dict())
-            last_save = time.monotonic()
-        if stop and trainer.step < training.steps:
-            raise Interrupted(f"stopped in stage tokenizer at step {trainer.step}, saved; the same command goes on")
-    if world.is_main and latest_step(directory) != trainer.step:
-        save_state(directory, trainer.step, trainer.state_dict())  # should saving the model fail, nothing is lost
+        keeper.after_step()
+    keeper.finish()
     progress.finish()
-
-
-def checkpoint_due(last_save: float, minutes: float, world: World) -> bool:
-    """Whether ``minutes`` have passed on the main process, told to everyone."""
-    return world.any(world.is_main and time.monotonic() - last_save > 60 * minutes)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
