@@ -176,16 +176,21 @@ def generated_batches(
     for number, part in enumerate(classes.split(evaluation.batch_size)):
         if stop_requested():
             raise Interrupted("stopped in stage samples; the same command goes on")
-        images = pipe(
-            part,
-            seed=config.seed * 1_000_003 + number,
-            guidance=guidance,
-            temperature=temperature,
-            top_k=evaluation.top_k,
-            top_p=evaluation.top_p,
-        )
+        settings = {**sampling_settings(config), "guidance": guidance, "temperature": temperature}
+        images = pipe(part, seed=config.seed * 1_000_003 + number, **settings)
         progress.advance(len(part))
         yield to_uint8(images).cpu()
+
+
+def sampling_settings(config: RunConfig) -> dict[str, Any]:
+    """How the config's guided samples are drawn, as :class:`Pipeline` takes it."""
+    evaluation = config.evaluation
+    return {
+        "guidance": Guidance.parse(evaluation.guidance),
+        "temperature": parse_temperature(evaluation.temperature),
+        "top_k": evaluation.top_k,
+        "top_p": evaluation.top_p,
+    }
 
 
 def balanced_classes(samples: int, num_classes: int) -> Tensor:
@@ -219,12 +224,7 @@ def measure_shared_rows(config: RunConfig, run: RunDirectory, pipe: Pipeline, ju
     """Rows that share their first segment, next to rows that do not: the numbers, and ``shared_rows.png``."""
     kinds, rows, columns = min(config.prior.num_classes, 10), 4, 8
     classes = torch.arange(kinds).repeat_interleave(rows)
-    sampling = {
-        "guidance": Guidance.parse(config.evaluation.guidance),
-        "temperature": parse_temperature(config.evaluation.temperature),
-        "top_k": config.evaluation.top_k,
-        "top_p": config.evaluation.top_p,
-    }
+    sampling = sampling_settings(config)
     shared, independent = shared_rows(pipe, classes, columns, seed=config.seed, **sampling)
     run.samples.mkdir(parents=True, exist_ok=True)
     first = slice(None, None, rows)  # one row of each class
@@ -247,14 +247,7 @@ def draw_pictures(config: RunConfig, data: ImageData, run: RunDirectory, pipe: P
     run.samples.mkdir(parents=True, exist_ok=True)
     shown = min(config.prior.num_classes, 10)
     classes = torch.arange(shown).repeat_interleave(config.evaluation.shown_per_class)
-    images = pipe(
-        classes,
-        seed=config.seed,
-        guidance=Guidance.parse(config.evaluation.guidance),
-        temperature=parse_temperature(config.evaluation.temperature),
-        top_k=config.evaluation.top_k,
-        top_p=config.evaluation.top_p,
-    )
+    images = pipe(classes, seed=config.seed, **sampling_settings(config))
     save_picture(to_uint8(images).cpu(), config.evaluation.shown_per_class, run.samples / "classes.png")
     originals = next(iter(evaluation_batches(data.held_out, config.data, 16))).images
     device = pipe.prior.token_embedding.weight.device
