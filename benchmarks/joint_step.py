@@ -2,8 +2,8 @@
 
 Batch 4 at 256 px, visual codebook 16,384, prologue 16 x 1,024, joint prior 7 x 512. The dense form is what one writes
 first: an N x K table of scores for the visual search, and soft-max and one-hot tables for the prologue. The perceptual
-loss is left out (its weights are not at hand everywhere, and it is the same in all forms). ``recompute`` is our form with
-``--tokenizer-training.recompute``: transformer blocks are computed again in the backward pass.
+loss is left out (its weights are not at hand everywhere, and it is the same in all forms). ``elementwise`` and ``blocks`` are
+our form with ``--tokenizer-training.recompute`` so set: that part of every block is computed again in the backward pass.
 
     python benchmarks/joint_step.py         # each form in a process of its own: peak memory and seconds
 """
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+RECOMPUTE = {"elementwise": "elementwise", "blocks": "blocks"}
+FORMS = ("dense", "overture", *RECOMPUTE)
 TARGET = "target: peak memory at most half of the dense form's, and no slower"
 
 
@@ -54,7 +56,7 @@ def measure(form: str, batch: int, steps: int, threads: int) -> dict[str, float]
     )
     config = TokenizerConfig(segments=(prologue, SegmentConfig("visual")))
     training = TokenizerTrainingConfig(
-        batch_size=batch, joint=JointPriorConfig(), precision="float32", recompute=form == "recompute"
+        batch_size=batch, joint=JointPriorConfig(), precision="float32", recompute=RECOMPUTE.get(form, "nothing")
     )
     trainer = TokenizerTrainer(config, training, seed=0, world=World(device=torch.device("cpu")))
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8)
@@ -95,7 +97,7 @@ def peak_megabytes() -> float:
 def main() -> None:
     """Measure both forms and print them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--form", choices=("dense", "overture", "recompute"))
+    parser.add_argument("--form", choices=FORMS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -103,13 +105,13 @@ def main() -> None:
     if options.form:
         print(json.dumps(measure(options.form, options.batch, options.steps, options.threads)))
         return
-    for form in ("dense", "overture", "recompute"):
+    for form in FORMS:
         command = [sys.executable, __file__, "--form", form]
         command += ["--batch", str(options.batch), "--steps", str(options.steps), "--threads", str(options.threads)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         result = json.loads(done.stdout.splitlines()[-1])
         print(
-            f"{form:<9} {result['seconds']:6.2f} s a step (G + D), peak {result['megabytes']:7.0f} MB over weights, "
+            f"{form:<11} {result['seconds']:6.2f} s a step (G + D), peak {result['megabytes']:7.0f} MB over weights, "
             f"gradients and optimiser states; {result['peak']:7.0f} MB in all"
         )
     print(TARGET)

@@ -10,19 +10,33 @@ Shapes: B batch, L positions, D channels, C condition channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from overture.errors import UsageError
 from overture.nn.attention import Attention
 from overture.nn.norm import ConditionalScale, RMSNorm, rms_normalize
 from overture.nn.rope import Rotary
 
-__all__ = ["BlockScales", "OutputHead", "Transformer", "TransformerConfig", "initialize", "set_recompute"]
+__all__ = ["BlockScales", "OutputHead", "Recompute", "Transformer", "TransformerConfig", "initialize", "set_recompute"]
+
+Recompute = Literal["nothing", "elementwise", "blocks"]
+"""What a block computes again in the backward pass instead of keeping it: nothing; norms, rotations, gates and
+activation functions, while the results of matrix products and of attention are kept; or everything."""
+
+PRODUCTS = {
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    )
+    if hasattr(torch.ops.aten, name)
+}  # fmt: skip
+"""The operations whose results ``elementwise`` recomputation keeps, for they are most of a block's work."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +158,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
-        """Whether the backward pass computes every block again instead of keeping its activations."""
+        self.recompute: Recompute = "nothing"
         self.condition = Condition(num_classes, config.condition_dim, dropout)
         self.blocks = nn.ModuleList(
             Block(config, bias=bias, causal=causal, dropout=dropout) for _ in range(config.depth)
@@ -160,8 +173,9 @@ class Transformer(nn.Module):
         """``[B, L, D] -> [B, L, D]``; ``condition`` may be passed by callers who already have it."""
         scales = self.scales(self.condition(len(x_BLD)) if condition is None else condition)
         for block, block_scales in zip(self.blocks, scales, strict=True):
-            if self.recompute and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, block_scales, rotary, use_reentrant=False)
+            if self.recompute != "nothing" and torch.is_grad_enabled():
+                kept = {"context_fn": _keep_products} if self.recompute == "elementwise" else {}
+                x_BLD = checkpoint(block, x_BLD, block_scales, rotary, use_reentrant=False, **kept)
             else:
                 x_BLD = block(x_BLD, block_scales, rotary)
         return x_BLD
@@ -193,11 +207,20 @@ class OutputHead(nn.Module):
             return F.linear(x_BLD.float(), self.projection.weight[outputs].float(), bias)
 
 
-def set_recompute(module: nn.Module, recompute: bool) -> None:
-    """Let all transformers inside ``module`` trade time (about a third more) for the memory of their activations."""
+def set_recompute(module: nn.Module, recompute: Recompute) -> None:
+    """Let all transformers inside ``module`` trade time for the memory of their activations; no number changes."""
     for part in module.modules():
         if isinstance(part, Transformer):
             part.recompute = recompute
+
+
+def _keep_products() -> Any:
+    """Contexts for :func:`checkpoint` under which only :data:`PRODUCTS` are kept."""
+
+    def policy(_: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 def initialize(module: nn.Module) -> None:

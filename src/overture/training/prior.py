@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from overture.data.tokens import TokenFile, TokenStream
 from overture.errors import UsageError
 from overture.layout import Layout
-from overture.nn.transformer import set_recompute
+from overture.nn.transformer import Recompute, set_recompute
 from overture.priors.model import Prior, PriorConfig
 from overture.training.checkpoint import resume, save_prior
 from overture.training.distributed import World
@@ -54,8 +54,8 @@ class PriorTrainingConfig:
     ema_half_life: float = 2500.0
     precision: Precision = "bfloat16"
     compile: bool = False
-    recompute: bool = False
-    """Compute transformer blocks again in the backward pass instead of keeping their activations."""
+    recompute: Recompute = "nothing"
+    """What transformer blocks compute again in the backward pass instead of keeping it; no number changes."""
     log_every: int = 25
     evaluate_every: int = 5000
     evaluate_rows: int = 2000

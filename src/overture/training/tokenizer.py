@@ -22,7 +22,7 @@ from overture.errors import OvertureError, UsageError
 from overture.losses.adversarial import AdversarialConfig
 from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual, PerceptualConfig
 from overture.losses.reconstruction import ReconstructionConfig
-from overture.nn.transformer import set_recompute
+from overture.nn.transformer import Recompute, set_recompute
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenized, Tokenizer
 from overture.training.checkpoint import (
@@ -77,9 +77,9 @@ class TokenizerTrainingConfig:
     ema_half_life: float = 1000.0
     precision: Precision = "bfloat16"
     compile: bool = False
-    recompute: bool = False
-    """Compute transformer blocks again in the backward pass instead of keeping their activations: the same numbers,
-    less memory, about a third more time."""
+    recompute: Recompute = "nothing"
+    """What transformer blocks compute again in the backward pass instead of keeping it: the same numbers, less memory,
+    more time (see docs/experiments/performance.md)."""
     log_every: int = 25
     checkpoint_minutes: float = 10.0
 
