@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from overture.errors import UsageError
 from overture.nn.attention import Attention
@@ -174,8 +174,8 @@ class Transformer(nn.Module):
         scales = self.scales(self.condition(len(x_BLD)) if condition is None else condition)
         for block, block_scales in zip(self.blocks, scales, strict=True):
             if self.recompute != "nothing" and torch.is_grad_enabled():
-                kept = {"context_fn": _keep_products} if self.recompute == "elementwise" else {}
-                x_BLD = checkpoint(block, x_BLD, block_scales, rotary, use_reentrant=False, **kept)
+                contexts = _keep_products if self.recompute == "elementwise" else noop_context_fn
+                x_BLD = checkpoint(block, x_BLD, block_scales, rotary, use_reentrant=False, context_fn=contexts)
             else:
                 x_BLD = block(x_BLD, block_scales, rotary)
         return x_BLD
