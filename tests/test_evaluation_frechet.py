@@ -209,7 +209,7 @@ def test_broken_files_are_one_line_errors(tmp_path) -> None:
     with pytest.raises(OvertureError, match="cannot read"):
         Gaussian.load(path)
     path.write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(OvertureError, match="mu and sigma"):
+    with pytest.raises(OvertureError, match="not a readable"):
         Gaussian.load(path)
     np.savez(path, images=np.zeros(3))
     with pytest.raises(OvertureError, match="holds images, needs mu and sigma"):

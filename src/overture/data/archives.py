@@ -24,15 +24,18 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 class FolderSource(Source):
-    """A folder with one sub-folder per class; classes and files are sorted by name."""
+    """A folder with one sub-folder per class; classes and files are sorted by name.
 
-    def __init__(self, name: str, root: Path) -> None:
+    Not ``labelled``, images may lie anywhere in it, and are all of one class.
+    """
+
+    def __init__(self, name: str, root: Path, labelled: bool = True) -> None:
         self.name, self.root = name, root
         try:
-            found = sorted(_scan(root))
+            found = sorted(_scan(root, depth=3 if labelled else 10))
         except OSError as error:
             raise OvertureError(f"{error.filename or root}: cannot list this folder ({error.strerror})") from error
-        self.classes, self.labels, self._files = _arrange(name, found)
+        self.classes, self.labels, self._files = _arrange(name, found, labelled)
 
     def read(self, index: int) -> Image.Image:
         path = self.path(index)
@@ -57,10 +60,10 @@ class ZipSource(Source):
     """A zip file, or a folder in it, with one sub-folder per class.
 
     The central directory is read once. Where each image lies is kept in arrays, so that a worker process only opens
-    the file again, and a zip of 150 GB costs it nothing.
+    the file again, and a zip of 150 GB costs it nothing. Not ``labelled``, images may lie anywhere in it.
     """
 
-    def __init__(self, name: str, file: Path, folder: str = "") -> None:
+    def __init__(self, name: str, file: Path, folder: str = "", labelled: bool = True) -> None:
         self.name, self.file, self.folder = name, file, folder.strip("/")
         try:
             with zipfile.ZipFile(file) as archive:
@@ -73,7 +76,7 @@ class ZipSource(Source):
             folders = {str(Path(member).parent) for member in members} - {"."}
             folders |= {str(parent) for folder in folders for parent in Path(folder).parents} - {"."}
             raise UsageError(f"{name}: no folder '{self.folder}' in {file.name}{_folders(self.folder, folders)}")
-        self.classes, self.labels, self._members = _arrange(name, sorted(inside))
+        self.classes, self.labels, self._members = _arrange(name, sorted(inside), labelled)
         chosen = [members[prefix + member.decode()] for member in self._members]
         for info in chosen:
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -139,10 +142,12 @@ def _scan(root: Path, depth: int = 3, prefix: str = "") -> Iterable[str]:
                 yield from _scan(Path(entry.path), depth - 1, f"{prefix}{entry.name}/")
 
 
-def _arrange(name: str, files: Sequence[str]) -> tuple[tuple[str, ...], Any, Any]:
+def _arrange(name: str, files: Sequence[str], labelled: bool) -> tuple[tuple[str, ...], Any, Any]:
     """Classes, labels and the image files (as bytes) among ``CLASS/IMAGE`` paths; refuses any other arrangement."""
     images = [file for file in files if file.lower().endswith(SUFFIXES) and not _hidden(file)]
     levels = Counter(file.count("/") for file in images)
+    if images and not labelled:
+        return ("images",), np.zeros(len(images), np.int64), np.array([file.encode() for file in images])
     if not images:
         raise OvertureError(f"{name}: no images here, it needs one folder of images per class")
     if not levels[1] and levels[0]:

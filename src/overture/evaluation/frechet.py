@@ -13,18 +13,21 @@ Shapes: B batch, D features.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from overture.data.npz import array_entries, read_array
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.processes import sum_over_processes
 
-__all__ = ["FrechetResult", "Gaussian", "GaussianStatistics", "frechet_distance"]
+__all__ = ["FrechetResult", "Gaussian", "GaussianStatistics", "frechet_distance", "read_statistics"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +54,21 @@ class Gaussian:
         """D, the number of features."""
         return len(self.mean)
 
-    def save(self, path: Path | str, **about: str) -> None:
-        """Write ``mu``, ``sigma``, ``count`` and words ``about`` them as ``.npz``; others read its mu and sigma."""
-        arrays: dict[str, Any] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
+    def save(self, path: Path | str, arrays: Mapping[str, NDArray[Any]] | None = None, **about: str) -> None:
+        """Write ``mu``, ``sigma``, ``count`` and words ``about`` them as ``.npz``; others read its mu and sigma.
+
+        ``arrays`` are further ones to put beside them.
+        """
+        content: dict[str, Any] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy(), **(arrays or {})}
         if self.count is not None:
-            arrays["count"] = np.int64(self.count)
-        arrays |= {key: np.str_(text) for key, text in about.items()}
+            content["count"] = np.int64(self.count)
+        content |= {key: np.str_(text) for key, text in about.items()}
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # runs side by side share this place
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **content)
             partial.replace(path)
         except OSError as error:
             raise OvertureError(f"{path}: cannot write the statistics ({error.strerror})") from error
@@ -70,23 +76,34 @@ class Gaussian:
     @classmethod
     def load(cls, path: Path | str) -> tuple[Gaussian, dict[str, str]]:
         """Read an ``.npz`` with ``mu`` and ``sigma``, ours or another's: the Gaussian, and the words about it."""
+        gaussian, _, about = read_statistics(Path(path))
+        return gaussian, about
+
+
+def read_statistics(path: Path) -> tuple[Gaussian, Gaussian | None, dict[str, str]]:
+    """``mu`` and ``sigma``, the spatial ``mu_s`` and ``sigma_s`` if there are any, and the words about them.
+
+    Other arrays of the file, such as gigabytes of images, are not read.
+    """
+    entries = array_entries(path)
+    if "mu" not in entries or "sigma" not in entries:
+        raise OvertureError(f"{path}: holds {', '.join(entries) or 'nothing'}, needs mu and sigma")
+    about = {
+        key: str(read_array(entry)) for key, entry in entries.items() if entry.dtype.kind == "U" and entry.shape == ()
+    }
+    count = int(read_array(entries["count"])) if "count" in entries else None
+
+    def gaussian(mean: str, covariance: str) -> Gaussian:
+        arrays = [read_array(entries[key]) for key in (mean, covariance)]
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if "mu" not in file or "sigma" not in file:
-                    raise OvertureError(f"{path}: holds {', '.join(file) or 'nothing'}, needs mu and sigma")
-                mean, covariance = (torch.from_numpy(file[key].astype(np.float64)) for key in ("mu", "sigma"))
-                count = int(file["count"]) if "count" in file else None
-                about = {key: str(file[key]) for key in file if file[key].dtype.kind == "U" and file[key].ndim == 0}
-        except OvertureError:
-            raise
-        except OSError as error:
-            raise OvertureError(f"{path}: cannot read the statistics ({error.strerror or error})") from error
-        except Exception as error:  # a damaged archive fails in zipfile, zlib or numpy, each with its own types
-            raise OvertureError(f"{path}: not a readable .npz of mu and sigma ({error})") from error
-        try:
-            return cls(mean, covariance, count), about
+            return Gaussian(*(torch.from_numpy(array.astype(np.float64)) for array in arrays), count)
         except OvertureError as error:
             raise OvertureError(f"{path}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise OvertureError(f"{path}: {mean} or {covariance} holds no numbers ({error})") from error
+
+    spatial = gaussian("mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= entries.keys() else None
+    return gaussian("mu", "sigma"), spatial, about
 
 
 class GaussianStatistics:

@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import urllib.error
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ __all__ = [
     "DomainNetwork",
     "FeatureNetwork",
     "InceptionNetwork",
+    "Outputs",
     "RandomNetwork",
     "TimmNetwork",
     "load_network",
@@ -51,6 +53,18 @@ INCEPTION_URL = (
 INCEPTION_SHA256_PREFIX = "6726825d"
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 """Names under which the official weights lie in caches: torch-fidelity's, and pytorch-fid's for the same bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a network says of a batch of images, all float32."""
+
+    features: Tensor
+    """``[B, D]``."""
+    logits: Tensor | None = None
+    """``[B, K]`` over the network's classes; the Inception network's are without bias, as its score takes them."""
+    spatial: Tensor | None = None
+    """``[B, S]``: features that still say where in the image they are, as sFID takes them."""
 
 
 class FeatureNetwork(Protocol):
@@ -79,8 +93,12 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 ``[B, C, H, W]`` -> float32 ``[B, D]``."""
 
-    def logits(self, images: Tensor) -> Tensor:
-        """uint8 ``[B, C, H, W]`` -> float32 ``[B, K]``."""
+    def outputs(self, images: Tensor) -> Outputs:
+        """Everything the network says of uint8 ``[B, C, H, W]``, from one pass."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Which parts of :class:`Outputs` there are besides the features: ``logits``, ``spatial``."""
 
 
 def load_network(specification: str, device: torch.device | str = "cpu") -> FeatureNetwork:
@@ -121,10 +139,13 @@ class DomainNetwork:
         with torch.inference_mode():
             return self.classifier.features(self._prepare(images)).float()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits over the classes of the data set: their largest gives the class accuracy of generated images."""
+    offers = frozenset({"logits"})
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """Features, and logits over the classes of the data set."""
         with torch.inference_mode():
-            return self.classifier(self._prepare(images)).float()
+            features_BD = self.classifier.features(self._prepare(images))
+            return Outputs(features_BD.float(), self.classifier.head(features_BD).float())
 
     def _prepare(self, images: Tensor) -> Tensor:
         check_images(images)
@@ -159,18 +180,26 @@ class InceptionNetwork:
         self.extractor = _build_inception(_load_state(path), path).to(self.device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.features_and_logits(images)[0]
+        return self.outputs(images).features
 
-    def logits(self, images: Tensor) -> Tensor:
-        """1008 logits without the bias, as the Inception Score takes them."""
-        return self.features_and_logits(images)[1]
+    offers = frozenset({"logits", "spatial"})
 
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both from one pass: ``[B, 2048]`` and ``[B, 1008]``."""
+    def outputs(self, images: Tensor) -> Outputs:
+        """``[B, 2048]``, ``[B, 1008]`` and ``[B, 2023]``: the first 7 channels after the block called mixed_6."""
         check_images(images)
-        with torch.inference_mode():
-            features_BD, logits_BK = self.extractor(to_colour(images).to(self.device))
-        return features_BD, logits_BK
+        kept: list[Tensor] = []
+        hook = self.extractor.Mixed_6d.register_forward_hook(  # type: ignore[union-attr, operator]
+            lambda module, inputs, maps_BCHW: kept.append(maps_BCHW[:, : self.SPATIAL_CHANNELS])
+        )
+        try:
+            with torch.inference_mode():
+                features_BD, logits_BK = self.extractor(to_colour(images).to(self.device))
+        finally:
+            hook.remove()
+        # Channels last, as in the graph of the original: references of others hold the numbers in this order.
+        return Outputs(features_BD, logits_BK, kept[0].permute(0, 2, 3, 1).flatten(1).float())
+
+    SPATIAL_CHANNELS = 7
 
 
 class TimmNetwork:
@@ -212,12 +241,18 @@ class TimmNetwork:
             maps = self.model.forward_features(self._prepare(images))
             return self.model.forward_head(maps, pre_logits=True).flatten(1).float()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """The model's own logits; an error when the file holds no last layer."""
-        if self.num_classes == 0:
-            raise OvertureError(f"{self.name}: its weights file has no classifier layer, so it gives no logits")
+    @property
+    def offers(self) -> frozenset[str]:
+        """Logits, when the weights file holds a last layer."""
+        return frozenset({"logits"} if self.num_classes else ())
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """Features, and the model's own logits."""
         with torch.inference_mode():
-            return self.model(self._prepare(images)).float()
+            maps = self.model.forward_features(self._prepare(images))
+            features_BD = self.model.forward_head(maps, pre_logits=True).flatten(1).float()
+            logits_BK = self.model.forward_head(maps).float() if self.num_classes else None
+        return Outputs(features_BD, logits_BK)
 
     def _prepare(self, images: Tensor) -> Tensor:
         check_images(images)
@@ -247,9 +282,11 @@ class RandomNetwork:
         pooled = F.adaptive_avg_pool2d(to_float(to_colour(images).to(self.device)), 8)
         return torch.relu(pooled.flatten(1) @ self.weight)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """The features again: a random network has no classes."""
-        return self(images)
+    offers: frozenset[str] = frozenset()
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """Features alone: a random network has no classes."""
+        return Outputs(self(images))
 
 
 def check_images(images: Tensor) -> None:

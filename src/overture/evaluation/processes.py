@@ -1,4 +1,4 @@
-"""The one thing evaluation asks of other processes: a sum over all of them."""
+"""What evaluation asks of other processes: a share of the work each, and a sum over all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["alone", "sum_over_processes"]
+__all__ = ["alone", "my_share", "sum_over_processes"]
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -36,3 +36,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     total = tensor.to(torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu"), copy=True)
     dist.all_reduce(total)
     return total.cpu()
+
+
+def my_share(count: int) -> range:
+    """The run of ``range(count)`` that is this process's; the processes' runs follow each other and cover it."""
+    rank, size = 0, 1
+    if not _ALONE.get() and dist.is_available() and dist.is_initialized():
+        rank, size = dist.get_rank(), dist.get_world_size()
+    return range(count * rank // size, count * (rank + 1) // size)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from overture.errors import OvertureError
-from overture.evaluation.frechet import Gaussian
+from overture.evaluation.frechet import Gaussian, read_statistics
 from overture.evaluation.processes import sum_over_processes
 
-__all__ = ["ImageSetHash", "Reference"]
+__all__ = ["ImageSetHash", "Reference", "file_hash"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +27,39 @@ class Reference:
     network: str | None = None
     """Name and weights of the network that gave the features; None in plain files of ``mu`` and ``sigma``."""
     network_hash: str | None = None
+    spatial: Gaussian | None = None
+    """Statistics of the spatial features (for sFID), where the network has any."""
 
     def save(self, path: Path | str) -> None:
         """Write an ``.npz`` that plain readers of ``mu`` and ``sigma`` understand too."""
         about = {"name": self.name, "hash": self.hash, "network": self.network, "network_hash": self.network_hash}
-        self.gaussian.save(path, **{key: text for key, text in about.items() if text is not None})
+        arrays = {}
+        if self.spatial is not None:
+            arrays = {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
+        self.gaussian.save(path, arrays, **{key: text for key, text in about.items() if text is not None})
 
     @classmethod
     def load(cls, path: Path | str) -> Reference:
         """Read a file of :meth:`save`, or any ``.npz`` with ``mu`` and ``sigma``."""
         path = Path(path)
-        gaussian, about = Gaussian.load(path)
+        gaussian, spatial, about = read_statistics(path)
         return cls(
             name=about.get("name", path.name),
             gaussian=gaussian,
-            hash=about.get("hash") or hashlib.sha256(path.read_bytes()).hexdigest(),
+            hash=about.get("hash") or file_hash(path),
             network=about.get("network"),
             network_hash=about.get("network_hash"),
+            spatial=spatial,
         )
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file of any size."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot read this file ({error.strerror})") from error
 
 
 class ImageSetHash:

@@ -34,7 +34,9 @@ __all__ = ["JointPrior", "JointPriorConfig", "segment_terms"]
 class JointPriorConfig:
     """A prior trained beside the tokenizer.
 
-    ``encoder_weight`` weighs its cross-entropy in the generator step. With probability ``input_dropout`` per image,
+    In the generator step ``encoder_weight`` weighs the cross-entropy of the segments that the decoder sees, and
+    ``prologue_weight`` that of the others and of the separators: the lower it is, the less a prologue is drawn to
+    saying the same of every image. With probability ``input_dropout`` per image,
     all inputs after a separator are replaced by that separator (targets stay), so that they have to be predicted from
     the segments before it. ``label_drop`` 1 makes the prior unconditional.
     """
@@ -44,11 +46,15 @@ class JointPriorConfig:
         learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.9, 0.99), weight_decay=0.03, warmup=20_000, flat=100_000
     )
     encoder_weight: float = 3.0
+    prologue_weight: float = 3.0
     input_dropout: float = 0.5
     label_drop: float = 1.0
     ema_half_life: float = 2500.0
 
     def __post_init__(self) -> None:
+        for name in ("encoder_weight", "prologue_weight"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"joint prior: {name} is {getattr(self, name)}, needs >= 0")
         for name in ("input_dropout", "label_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"joint prior: {name} is {getattr(self, name)}, needs a probability")
@@ -75,6 +81,12 @@ class JointPrior:
         self.prior.eval()
         embeddings_BLD = self.embeddings(tokenizer, out, self.draw_dropped(len(out.ids)))
         return self.terms(embeddings_BLD, self.layout.to_sequence(out.ids), classes)
+
+    def weigh(self, terms: dict[str, Tensor], tokenizer: Tokenizer) -> list[Tensor]:
+        """The terms of :meth:`encoder_terms` as they enter the generator's loss."""
+        decoded = {f"ce_{segment.name}" for segment in tokenizer.config.segments if segment.decoded}
+        weights = {True: self.config.encoder_weight, False: self.config.prologue_weight}
+        return [weights[name in decoded] * term for name, term in terms.items()]
 
     def embeddings(self, tokenizer: Tokenizer, out: Tokenized, dropped_B: Tensor) -> Tensor:
         """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""

@@ -166,7 +166,7 @@ class TokenizerTrainer:
             if self.joint and classes is not None:
                 likelihood = self.joint.encoder_terms(self.tokenizer, out, classes)
                 terms |= likelihood
-                weighted += [self.joint.config.encoder_weight * term for term in likelihood.values()]
+                weighted += self.joint.weigh(likelihood, self.tokenizer)
         terms["quantizer"] = out.quantizer_loss
         weighted.append(training.quantizer_weight * terms["quantizer"])
         check_finite(terms, "tokenizer", self.step)

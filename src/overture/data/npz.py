@@ -1,0 +1,120 @@
+"""Arrays in ``.npz`` and ``.npy`` files, read piece by piece: a file of many gigabytes is never held in memory.
+
+Nothing pickled is read. An array that is stored uncompressed is mapped; a compressed one is read from its beginning.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overture.errors import OvertureError
+
+__all__ = ["ArrayEntry", "array_entries", "read_array"]
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_FAILURES = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
+
+
+@dataclass(frozen=True)
+class ArrayEntry:
+    """Where one array lies, and what it is."""
+
+    file: Path
+    member: str
+    """Its name in the ``.npz``; empty for a ``.npy`` file."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int | None
+    """Where its first number lies in the file; None when it is compressed."""
+
+    def rows(self, start: int, stop: int, step: int) -> Iterator[NDArray[Any]]:
+        """Rows ``start .. stop`` in pieces of at most ``step`` rows."""
+        if self.offset is not None:
+            mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+            for first in range(start, stop, step):
+                yield np.array(mapped[first : min(first + step, stop)])
+            return
+        row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        with _failures(self.file), zipfile.ZipFile(self.file) as archive, archive.open(self.member) as stream:
+            _read_header(stream)
+            _skip(stream, start * row_bytes)
+            for first in range(start, stop, step):
+                count = min(step, stop - first)
+                data = stream.read(count * row_bytes)
+                if len(data) < count * row_bytes:
+                    raise EOFError(f"'{self.member}' ends early")
+                yield np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+
+def array_entries(file: Path) -> dict[str, ArrayEntry]:
+    """The arrays of a ``.npz`` by name (of a ``.npy``: one, called ``arr_0``), by their headers alone."""
+    with _failures(file):
+        if file.suffix == ".npy":
+            with file.open("rb") as stream:
+                shape, dtype = _read_header(stream)
+                return {"arr_0": ArrayEntry(file, "", shape, dtype, stream.tell())}
+        entries = {}
+        with zipfile.ZipFile(file) as archive, file.open("rb") as raw:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    continue
+                with archive.open(info) as stream:
+                    shape, dtype = _read_header(stream)
+                    header = stream.tell()
+                offset = None
+                if info.compress_type == zipfile.ZIP_STORED:
+                    raw.seek(info.header_offset)
+                    _, name_length, extra_length = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
+                    offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + header
+                name = info.filename.removesuffix(".npy")
+                entries[name] = ArrayEntry(file, info.filename, shape, dtype, offset)
+        return entries
+
+
+def read_array(entry: ArrayEntry) -> NDArray[Any]:
+    """The whole array; for small ones."""
+    with _failures(entry.file):
+        if not entry.member:
+            return np.asarray(np.load(entry.file, allow_pickle=False))
+        with zipfile.ZipFile(entry.file) as archive, archive.open(entry.member) as stream:
+            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if fortran and len(shape) > 1:
+        raise ValueError("an array is stored column by column; save it again with numpy.ascontiguousarray")
+    if dtype.hasobject:
+        raise ValueError("an array holds Python objects, which are never read")
+    return shape, dtype
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    while count:
+        piece = len(stream.read(min(count, 1 << 22)))
+        if not piece:
+            raise EOFError("an array ends early")
+        count -= piece
+
+
+@contextmanager
+def _failures(file: Path) -> Iterator[None]:
+    """Damage of any kind as one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OvertureError(f"{file}: cannot read this file ({error.strerror or error})") from error
+    except _FAILURES as error:
+        raise OvertureError(f"{file}: not a readable .npz or .npy file ({' '.join(str(error).split())})") from error
