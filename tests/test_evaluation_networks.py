@@ -43,7 +43,13 @@ def check_promises(network, batch: torch.Tensor, classes: int) -> None:
     features = network(batch)
     assert features.shape == (len(batch), network.dims)
     assert features.dtype == torch.float32
-    assert network.logits(batch).shape == (len(batch), classes)
+    outputs = network.outputs(batch)
+    torch.testing.assert_close(outputs.features, features)
+    assert ("logits" in network.offers) == (outputs.logits is not None) == (classes > 0)
+    assert ("spatial" in network.offers) == (outputs.spatial is not None)
+    if outputs.logits is not None:
+        assert outputs.logits.shape == (len(batch), classes)
+        assert outputs.logits.dtype == torch.float32
     one_by_one = torch.cat([network(image) for image in batch.split(1)])
     torch.testing.assert_close(features, one_by_one, rtol=1e-4, atol=1e-5)
     assert not features.requires_grad
@@ -93,8 +99,8 @@ def test_timm_without_a_last_layer_and_from_pth(timm_file, tmp_path) -> None:
     torch.save({"state_dict": headless}, path)
     network = load_network(f"timm:test_resnet@{path}")
     assert network(images()).shape == (3, network.dims)
-    with pytest.raises(OvertureError, match="no classifier layer"):
-        network.logits(images())
+    assert network.offers == frozenset()
+    assert network.outputs(images()).logits is None
 
 
 def test_timm_errors(timm_file, tmp_path, monkeypatch) -> None:
@@ -127,7 +133,7 @@ def test_nothing_pickled_is_run(tmp_path) -> None:
 def test_random() -> None:
     network = load_network("random:12")
     batch = images()
-    check_promises(network, batch, 12)
+    check_promises(network, batch, 0)
     assert network.weights_hash == load_network("random:12").weights_hash
     assert torch.equal(network(batch), load_network("random:12")(batch))
     assert network.label == "FD(random:12)"
@@ -179,7 +185,19 @@ def test_inception_from_a_file(inception_file) -> None:
     grey = images(count=2, channels=1)
     features, logits = port(grey.repeat(1, 3, 1, 1))
     torch.testing.assert_close(network(grey), features)
-    torch.testing.assert_close(network.logits(grey), logits)
+    outputs = network.outputs(grey)
+    torch.testing.assert_close(outputs.features, features)
+    torch.testing.assert_close(outputs.logits, logits)
+    # The original graph takes the spatial features from the first branch of the block (1 x 1 convolution, batch norm
+    # and ReLU), channels last; here they are computed from that branch alone.
+    with torch.no_grad():
+        seen = []
+        hook = port.Mixed_6d.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        port(grey.repeat(1, 3, 1, 1))
+        hook.remove()
+        branch_BCHW = port.Mixed_6d.branch1x1(seen[0])[:, :7]
+    assert branch_BCHW.shape == (2, 7, 17, 17)
+    torch.testing.assert_close(outputs.spatial.reshape(2, 17, 17, 7).permute(0, 3, 1, 2), branch_BCHW)
     assert network.weights_hash == hashlib.sha256(path.read_bytes()).hexdigest()
     # These are not the official weights, so their distance must not be called FID.
     assert network.label == "FD(inception)"

@@ -21,6 +21,8 @@ COMMANDS = {
     "generate": "sample images from a trained run",
     "reconstruct": "send images through a tokenizer and measure what is lost",
     "tokenize": "write the tokens of a data source to a token file",
+    "evaluate": "FID, sFID, IS, precision, recall, KID of images against a reference",
+    "compare": "records of evaluate and run side by side, unlike protocols marked",
     "entropy": "conditional entropy per position of anyone's tokens",
     "schedule": "codebook sizes along the sequence, their bits and their cliff",
     "report": "write the report page of one or several runs",

@@ -53,7 +53,7 @@ class ArrayEntry:
                 data = stream.read(count * row_bytes)
                 if len(data) < count * row_bytes:
                     raise EOFError(f"'{self.member}' ends early")
-                yield np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+                yield np.frombuffer(bytearray(data), self.dtype).reshape(count, *self.shape[1:])
 
 
 def array_entries(file: Path) -> dict[str, ArrayEntry]:

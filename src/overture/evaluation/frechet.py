@@ -94,9 +94,9 @@ def read_statistics(path: Path) -> tuple[Gaussian, Gaussian | None, dict[str, st
     count = int(read_array(entries["count"])) if "count" in entries else None
 
     def gaussian(mean: str, covariance: str) -> Gaussian:
-        arrays = [read_array(entries[key]) for key in (mean, covariance)]
         try:
-            return Gaussian(*(torch.from_numpy(array.astype(np.float64)) for array in arrays), count)
+            mu, sigma = (torch.from_numpy(read_array(entries[key]).astype(np.float64)) for key in (mean, covariance))
+            return Gaussian(mu, sigma, count)
         except OvertureError as error:
             raise OvertureError(f"{path}: {error}") from error
         except (TypeError, ValueError) as error:

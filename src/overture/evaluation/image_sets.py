@@ -132,7 +132,9 @@ def open_images(spec: str, size: int | None = None) -> ImageSet:
             found = ArrayImages(path.name, entries["arr_0"])
             if size is not None and found.entry.shape[1:3] != (size, size):
                 shape = "x".join(map(str, found.entry.shape[1:3]))
-                raise UsageError(f"{path}: the images of an array are measured as they are ({shape}), not cut to {size}")
+                raise UsageError(
+                    f"{path}: the images of an array are measured as they are ({shape}), not cut to {size}"
+                )
             return found
         if {"mu", "sigma"} <= entries.keys():
             raise OvertureError(f"{path}: holds statistics and no images (arr_0)")

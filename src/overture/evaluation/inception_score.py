@@ -56,12 +56,11 @@ class InceptionScoreMeter:
         self._entropies_S.index_add_(0, split_B, (p_BK * log_p_BK).sum(dim=1))
         self._counts_S.index_add_(0, split_B, torch.ones_like(split_B))
 
-    def all_reduce(self, classes: int) -> None:
-        """Add what all other processes have seen, ``classes`` being K (a process may have seen nothing)."""
-        sums_SK = self._sums_SK
-        if sums_SK is None:
-            sums_SK = torch.zeros(self.splits, classes, dtype=torch.float64)
-        self._sums_SK = sum_over_processes(sums_SK)
+    def all_reduce(self) -> None:
+        """Add what all other processes have seen; each must have seen an image."""
+        if self._sums_SK is None:
+            raise OvertureError("Inception Score: a process saw no images; start fewer")
+        self._sums_SK = sum_over_processes(self._sums_SK)
         self._entropies_S = sum_over_processes(self._entropies_S)
         self._counts_S = sum_over_processes(self._counts_S)
 

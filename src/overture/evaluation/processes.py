@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["alone", "my_share", "sum_over_processes"]
+__all__ = ["alone", "my_share", "sum_over_processes", "world_size"]
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -38,9 +38,18 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total.cpu()
 
 
+def world_size() -> int:
+    """How many processes measure together."""
+    return _place()[1]
+
+
 def my_share(count: int) -> range:
     """The run of ``range(count)`` that is this process's; the processes' runs follow each other and cover it."""
-    rank, size = 0, 1
-    if not _ALONE.get() and dist.is_available() and dist.is_initialized():
-        rank, size = dist.get_rank(), dist.get_world_size()
+    rank, size = _place()
     return range(count * rank // size, count * (rank + 1) // size)
+
+
+def _place() -> tuple[int, int]:
+    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()

@@ -79,7 +79,10 @@ class Measurement:
 def differences(a: Protocol, b: Protocol) -> list[str]:
     """The fields in which two protocols differ; empty when their numbers may stand in one table.
 
-    The checkpoint and the seed are left out: they say what was measured, not how.
+    The checkpoint and the seed are left out: they say what was measured, not how. What a network or a reference is
+    called does not count where its hash is known and the same.
     """
     fields = [field.name for field in dataclasses.fields(Protocol) if not field.metadata.get("subject")]
-    return [name for name in fields if getattr(a, name) != getattr(b, name)]
+    odd = [name for name in fields if getattr(a, name) != getattr(b, name)]
+    alike = [name for name in ("network", "reference") if getattr(a, f"{name}_hash") and f"{name}_hash" not in odd]
+    return [name for name in odd if name not in alike]

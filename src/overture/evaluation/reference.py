@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overture.errors import OvertureError
@@ -30,12 +33,12 @@ class Reference:
     spatial: Gaussian | None = None
     """Statistics of the spatial features (for sFID), where the network has any."""
 
-    def save(self, path: Path | str) -> None:
-        """Write an ``.npz`` that plain readers of ``mu`` and ``sigma`` understand too."""
+    def save(self, path: Path | str, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+        """Write an ``.npz`` that plain readers of ``mu`` and ``sigma`` understand too; ``arrays`` go beside them."""
         about = {"name": self.name, "hash": self.hash, "network": self.network, "network_hash": self.network_hash}
-        arrays = {}
+        arrays = dict(arrays or {})
         if self.spatial is not None:
-            arrays = {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
+            arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         self.gaussian.save(path, arrays, **{key: text for key, text in about.items() if text is not None})
 
     @classmethod

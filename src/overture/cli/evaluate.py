@@ -1,0 +1,150 @@
+"""``overture evaluate SAMPLES --reference REF``: FID and its company by the ADM protocol, without TensorFlow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overture.errors import OvertureError, UsageError
+
+if TYPE_CHECKING:
+    from overture.evaluation.evaluate import Evaluation
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="FID, sFID, IS, precision, recall, KID of images against a reference",
+        description="Measures SAMPLES against a reference by the ADM protocol. Both are an ADM-style .npz, a folder or "
+        "zip of images, a data source, or a statistics file (mu, sigma, perhaps mu_s, sigma_s). Under torchrun the "
+        "processes share the images; no number depends on how many there are, or on the batch size.",
+    )
+    parser.add_argument("samples", metavar="SAMPLES", help=".npz, folder, zip, data source or statistics file")
+    parser.add_argument("--reference", metavar="REF", help="what to measure against, in the same forms")
+    parser.add_argument(
+        "--make-reference", type=Path, metavar="OUT.npz", help="write the statistics of SAMPLES and measure nothing"
+    )
+    parser.add_argument(
+        "--keep-images", type=int, default=0, metavar="N", help="with --make-reference: keep N images for precision"
+    )
+    parser.add_argument(
+        "--network",
+        default="inception",
+        help="feature network: inception, domain:FILE, timm:MODEL@FILE (default: %(default)s)",
+    )
+    parser.add_argument("--inception-weights", metavar="FILE", help="the Inception weights, if not in a cache")
+    parser.add_argument(
+        "--metrics", metavar="LIST", help="such as fid,precision (default: all that there is enough for)"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="the first N of the samples (default: all)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="S", help="resize and centre-crop to S pixels (default: as they are)"
+    )
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the record, for overture compare")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Collect both sides, measure, print."""
+    metrics = tuple(word.strip().lower() for word in options.metrics.split(",")) if options.metrics else ()
+    check(options)
+    from overture.cli.common import print_json
+    from overture.evaluation.evaluate import (
+        METRICS,
+        check_metrics,
+        collect_reference,
+        collect_samples,
+        evaluate,
+        save_reference,
+    )
+    from overture.evaluation.networks import load_network
+    from overture.training.distributed import World
+
+    check_metrics(metrics)
+    world = World.join(options.device)
+    weights = f"inception:{options.inception_weights}" if options.inception_weights else options.network
+    network = load_network(weights, world.device)
+    wanted = metrics or tuple(METRICS)
+    common: dict[str, Any] = {
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "progress": world.is_main,
+    }
+    if options.make_reference:
+        side = collect_samples(options.samples, network, images=options.images, **common)
+        if world.is_main:
+            save_reference(
+                side, network, options.make_reference, options.keep_images, options.samples, options.image_size
+            )
+            about = {"reference": str(options.make_reference), "images": side.images, "hash": side.hash}
+            if options.json:
+                print_json({**about, "network": network.name, "network_hash": network.weights_hash})
+            else:
+                print(f"{options.make_reference}: statistics of {side.images:,} images under {network.name}")
+        return 0
+    samples = collect_samples(options.samples, network, wanted, images=options.images, **common)
+    reference = collect_reference(options.reference, network, wanted, **common)
+    result = evaluate(samples, reference, network, metrics, progress=world.is_main)
+    if not world.is_main:
+        return 0
+    record = {"samples": options.samples, "reference": options.reference, **result.to_dict()}
+    if options.out:
+        write_record(record, options.out)
+    if options.json:
+        print_json(record)
+    else:
+        print(describe(result))
+    return 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot work, before anything is read."""
+    if bool(options.reference) == bool(options.make_reference):
+        raise UsageError("evaluate: give --reference REF to measure against, or --make-reference OUT.npz to make one")
+    if options.make_reference and options.make_reference.suffix != ".npz":
+        raise UsageError(f"--make-reference {options.make_reference}: a reference is an .npz file")
+    if options.keep_images and not options.make_reference:
+        raise UsageError("--keep-images goes with --make-reference")
+    if options.inception_weights and options.network != "inception":
+        raise UsageError(f"--inception-weights does not go with --network {options.network}")
+    if options.batch_size < 1 or options.keep_images < 0:
+        raise UsageError("evaluate: --batch-size needs to be at least 1, --keep-images at least 0")
+    if options.images is not None and options.images < 2:
+        raise UsageError(f"--images is {options.images}, needs at least 2")
+
+
+def write_record(record: dict[str, Any], path: Path) -> None:
+    """As indented JSON."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot write the record ({error.strerror})") from error
+
+
+def describe(result: Evaluation) -> str:
+    """The numbers, how they were made, and what is missing, for people."""
+    lines = []
+    for measurement in result.measurements.values():
+        notes = f"   ({'; '.join(measurement.notes)})" if measurement.notes else ""
+        lines.append(f"{measurement.name:<22} {measurement.value:>12.6g}{notes}")
+    first = next(iter(result.measurements.values()), None)
+    if first is not None:
+        protocol = first.protocol
+        images = "unknown" if protocol.images is None else f"{protocol.images:,}"
+        others = "an unknown number of" if protocol.reference_images is None else f"{protocol.reference_images:,}"
+        size = f" of {protocol.image_size} px" if protocol.image_size else ""
+        lines += [
+            "",
+            f"{images} images{size} ({protocol.crop or 'cut unknown'}) against {others} of {protocol.reference} "
+            f"[{(protocol.reference_hash or '?')[:12]}]",
+            f"network {protocol.network} [{(protocol.network_hash or '?')[:12]}], {protocol.preparation}",
+        ]
+    lines += [f"not measured: {metric} ({reason})" for metric, reason in result.skipped.items()]
+    return "\n".join(lines)

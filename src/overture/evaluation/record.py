@@ -1,0 +1,132 @@
+"""Records of measurements in JSON files, and tables of several that mark what may not be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overture.errors import OvertureError
+from overture.evaluation.protocol import Measurement, Protocol, differences
+
+__all__ = ["Comparison", "Mark", "compare_records", "read_measurements"]
+
+RECORD_NAMES = ("results.json", "evaluation.json")
+"""Looked for in this order when a directory is given."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number that was not made as the first one of its column was."""
+
+    record: str
+    metric: str
+    reasons: tuple[str, ...]
+    """``field: theirs, first: ours`` for every difference of the protocols."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows are records, columns are metrics."""
+
+    records: tuple[str, ...]
+    metrics: tuple[str, ...]
+    values: dict[tuple[str, str], Measurement]
+    marks: tuple[Mark, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        rows = [
+            {
+                "record": record,
+                "values": {
+                    metric: self.values[record, metric].to_dict()["value"]
+                    for metric in self.metrics
+                    if (record, metric) in self.values
+                },
+            }
+            for record in self.records
+        ]
+        return {"rows": rows, "marks": [dataclasses.asdict(mark) for mark in self.marks]}
+
+
+def read_measurements(path: Path) -> dict[str, Measurement]:
+    """Every measurement in a record (or in a run directory), by where it stands in it."""
+    if path.is_dir():
+        found = next((path / name for name in RECORD_NAMES if (path / name).is_file()), None)
+        if found is None:
+            raise OvertureError(f"{path}: holds no {' or '.join(RECORD_NAMES)}")
+        path = found
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise OvertureError(f"{path}: cannot read this record ({error.strerror})") from error
+    except ValueError as error:
+        raise OvertureError(f"{path}: not a JSON record ({error})") from error
+    measurements: dict[str, Measurement] = {}
+    for place, entry in _entries(data, ""):
+        # The name tells most; where it stands tells apart what has one name (guided, unguided).
+        key = entry["name"] if entry["name"] not in measurements else f"{entry['name']} ({place})"
+        measurements[key] = _measurement(entry, path)
+    if not measurements:
+        raise OvertureError(f"{path}: holds no measurements; records are written by evaluate --out and by run")
+    return measurements
+
+
+def compare_records(records: dict[str, dict[str, Measurement]]) -> Comparison:
+    """A table of several records; a number whose protocol differs from the first of its column is marked."""
+    metrics = tuple(dict.fromkeys(metric for values in records.values() for metric in values))
+    values = {(name, metric): m for name, found in records.items() for metric, m in found.items()}
+    marks = []
+    for metric in metrics:
+        holders = [name for name in records if (name, metric) in values]
+        first = values[holders[0], metric]
+        for name in holders[1:]:
+            reasons = _reasons(values[name, metric], first)
+            if reasons:
+                marks.append(Mark(name, metric, reasons))
+    return Comparison(tuple(records), metrics, values, tuple(marks))
+
+
+def _reasons(measurement: Measurement, first: Measurement) -> tuple[str, ...]:
+    reasons = [
+        f"{field}: {_short(getattr(measurement.protocol, field))}, first: {_short(getattr(first.protocol, field))}"
+        for field in differences(measurement.protocol, first.protocol)
+    ]
+    if measurement.unit != first.unit:
+        reasons.append(f"unit: {measurement.unit or 'none'}, first: {first.unit or 'none'}")
+    return tuple(reasons)
+
+
+def _short(value: object) -> str:
+    text = "unknown" if value is None else str(value)
+    return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+
+
+def _entries(data: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(data, dict) and {"name", "value", "protocol"} <= data.keys():
+        yield place, data
+    elif isinstance(data, dict):
+        for key, part in data.items():
+            yield from _entries(part, f"{place} {key}".strip())
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        for number, part in enumerate(data):
+            yield from _entries(part, f"{place} {number}".strip())
+
+
+def _measurement(entry: dict[str, Any], path: Path) -> Measurement:
+    known = {field.name for field in dataclasses.fields(Protocol)}
+    if not isinstance(entry["protocol"], dict) or not isinstance(entry["name"], str):
+        raise OvertureError(f"{path}: the measurement '{entry['name']}' has no protocol")
+    odd = entry["protocol"].keys() - known
+    if odd:
+        raise OvertureError(f"{path}: '{entry['name']}' has unknown protocol fields ({', '.join(sorted(odd))})")
+    value = entry["value"]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise OvertureError(f"{path}: the value of '{entry['name']}' is {value!r}, needs a number")
+    number = float("nan") if value is None else float(value)
+    notes = tuple(str(note) for note in entry.get("notes", ()))
+    return Measurement(entry["name"], number, str(entry.get("unit", "")), Protocol(**entry["protocol"]), notes)

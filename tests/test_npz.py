@@ -1,0 +1,84 @@
+"""Reading arrays piece by piece: every slice equals numpy's, nothing is unpickled, damage is one line."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overture.data.npz import array_entries, read_array
+from overture.errors import OvertureError
+
+ARRAYS = {
+    "arr_0": np.random.default_rng(0).integers(0, 256, (23, 5, 4, 3), dtype=np.uint8),
+    "mu": np.random.default_rng(1).normal(size=7),
+    "name": np.str_("a reference"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("npz")
+    np.savez(folder / "stored.npz", **ARRAYS)
+    np.savez_compressed(folder / "compressed.npz", **ARRAYS)
+    np.save(folder / "plain.npy", ARRAYS["arr_0"])
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@given(kind=st.sampled_from(["stored", "compressed", "plain"]), data=st.data())
+def test_rows_are_numpys(files, kind: str, data: st.DataObject) -> None:
+    entry = array_entries(files[kind])["arr_0"]
+    count = len(ARRAYS["arr_0"])
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count))
+    step = data.draw(st.integers(1, count))
+    pieces = list(entry.rows(start, stop, step))
+    assert all(len(piece) <= step for piece in pieces)
+    expected = ARRAYS["arr_0"][start:stop]
+    np.testing.assert_array_equal(np.concatenate([expected[:0], *pieces]), expected)
+
+
+def test_headers_and_small_arrays(files) -> None:
+    for kind in ("stored", "compressed"):
+        entries = array_entries(files[kind])
+        assert list(entries) == list(ARRAYS)
+        for name, array in ARRAYS.items():
+            assert (entries[name].shape, entries[name].dtype) == (array.shape, array.dtype)
+            np.testing.assert_array_equal(read_array(entries[name]), array)
+    np.testing.assert_array_equal(read_array(array_entries(files["plain"])["arr_0"]), ARRAYS["arr_0"])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_array_is_not_held(tmp_path, save) -> None:
+    path, images = tmp_path / "large.npz", np.zeros((2000, 64, 64, 3), np.uint8)
+    save(path, arr_0=images)
+    tracemalloc.start()
+    total = sum(len(rows) for rows in array_entries(path)["arr_0"].rows(0, 2000, 20))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total == 2000
+    assert peak < images.nbytes / 10
+
+
+def test_bad_files_are_one_line(files, tmp_path) -> None:
+    with pytest.raises(OvertureError, match=r"nowhere\.npz: cannot read"):
+        array_entries(tmp_path / "nowhere.npz")
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"nothing of the kind")
+    with pytest.raises(OvertureError, match=r"broken\.npz: not a readable"):
+        array_entries(broken)
+    broken.write_bytes(files["compressed"].read_bytes()[:300])
+    with pytest.raises(OvertureError, match="not a readable"):
+        array_entries(broken)
+    columns = tmp_path / "columns.npz"
+    np.savez(columns, arr_0=np.asfortranarray(ARRAYS["arr_0"][0, :, :, 0]))
+    with pytest.raises(OvertureError, match="column by column"):
+        array_entries(columns)
+    objects = tmp_path / "objects.npz"
+    np.savez(objects, arr_0=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(OvertureError, match="never read"):
+        array_entries(objects)
