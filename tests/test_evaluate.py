@@ -135,7 +135,7 @@ def test_kernel_distance_is_torch_fidelitys() -> None:
     samples, reference = torch.randn(40, 6), torch.randn(40, 6) * 1.5 + 0.3
     ours = kernel_distance(samples, reference, subsets=1, subset_size=40)
     theirs = kernel_mmd(samples.double().numpy(), reference.double().numpy())
-    assert ours.value == pytest.approx(float(theirs), rel=1e-9)
+    assert ours.value == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:

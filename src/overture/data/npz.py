@@ -1,6 +1,7 @@
 """Arrays in ``.npz`` and ``.npy`` files, read piece by piece: a file of many gigabytes is never held in memory.
 
-Nothing pickled is read. An array that is stored uncompressed is mapped; a compressed one is read from its beginning.
+Nothing pickled is read. In an array that is stored uncompressed any place is reached at once; a compressed one is read
+from its beginning.
 """
 
 from __future__ import annotations
@@ -39,21 +40,27 @@ class ArrayEntry:
 
     def rows(self, start: int, stop: int, step: int) -> Iterator[NDArray[Any]]:
         """Rows ``start .. stop`` in pieces of at most ``step`` rows."""
-        if self.offset is not None:
-            mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
-            for first in range(start, stop, step):
-                yield np.array(mapped[first : min(first + step, stop)])
-            return
         row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        with _failures(self.file), zipfile.ZipFile(self.file) as archive, archive.open(self.member) as stream:
-            _read_header(stream)
-            _skip(stream, start * row_bytes)
+        with _failures(self.file), self._open(start * row_bytes) as stream:
             for first in range(start, stop, step):
                 count = min(step, stop - first)
                 data = stream.read(count * row_bytes)
                 if len(data) < count * row_bytes:
                     raise EOFError(f"'{self.member}' ends early")
                 yield np.frombuffer(bytearray(data), self.dtype).reshape(count, *self.shape[1:])
+
+    @contextmanager
+    def _open(self, skipped: int) -> Iterator[IO[bytes]]:
+        """The bytes of the array from the ``skipped``-th on."""
+        if self.offset is not None:
+            with self.file.open("rb") as stream:
+                stream.seek(self.offset + skipped)
+                yield stream
+            return
+        with zipfile.ZipFile(self.file) as archive, archive.open(self.member) as packed:
+            _read_header(packed)
+            _skip(packed, skipped)
+            yield packed
 
 
 def array_entries(file: Path) -> dict[str, ArrayEntry]:
