@@ -23,6 +23,8 @@ COMMANDS = {
     "tokenize": "write the tokens of a data source to a token file",
     "evaluate": "FID, sFID, IS, precision, recall, KID of images against a reference",
     "compare": "records of evaluate and run side by side, unlike protocols marked",
+    "probe": "linear probe: how much of the class the first n tokens tell",
+    "prefix": "keep the first n tokens, resample the rest: pictures and numbers",
     "entropy": "conditional entropy per position of anyone's tokens",
     "schedule": "codebook sizes along the sequence, their bits and their cliff",
     "report": "write the report page of one or several runs",

@@ -18,6 +18,22 @@ def print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, allow_nan=False))
 
 
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """``0,1,4`` as ascending numbers without repetition."""
+    try:
+        return tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"{option} {text}: give whole numbers such as 1,2,4") from None
+
+
+def find_judge(run: Path) -> Path:
+    """The judge of a run: beside it when a recipe has several runs, else in it."""
+    for folder in (run / "networks", run.parent / "networks"):
+        if (folder / "judge.safetensors").is_file():
+            return folder / "judge.safetensors"
+    raise UsageError(f"{run}: holds no judge; give one with --network domain:FILE")
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` is the accelerator if there is one."""
     import torch

@@ -1,0 +1,75 @@
+"""Figures of numbers against the number of tokens that are looked at or kept: probe and prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from overture.analysis.style import MUTED, SMALL_SIZE, curve_style, dress, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from overture.analysis.prefix import PrefixResult
+    from overture.analysis.probe import ProbeResult
+
+__all__ = ["prefix_figure", "probe_figure"]
+
+
+def probe_figure(results: Sequence[ProbeResult]) -> Figure:
+    """Top-1 accuracy of the probes against n, one curve for each segment and kind of features."""
+    curves: dict[tuple[str, str], list[ProbeResult]] = {}
+    for result in results:
+        curves.setdefault((result.segment, result.features), []).append(result)
+    figure, (axes,) = new_figure(1)
+    for place, ((segment, features), points) in enumerate(curves.items()):
+        where = "first tokens" if segment == "all" else segment
+        label = f"{where}, {'code vectors' if features == 'codes' else 'one-hot ids'}"
+        lengths = [point.tokens for point in points]
+        style = curve_style(place)
+        axes.plot(lengths, [100 * point.top1 for point in points], label=label, **style)
+        low, high = ([100 * point.interval[side] for point in points] for side in (0, 1))
+        axes.fill_between(lengths, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    _token_axis(axes, [result.tokens for result in results])
+    dress(axes, "Linear probe", "tokens n", "top-1 accuracy, percent")
+    _legend(axes)
+    return figure
+
+
+def prefix_figure(results: Sequence[PrefixResult], ceiling: float) -> Figure:
+    """Class accuracy and distance to the original against the tokens kept."""
+    lengths = [result.tokens for result in results]
+    figure, (left, right) = new_figure(2)
+    curves: Mapping[str, list[float]] = {
+        "rest resampled by the prior": [result.accuracy for result in results],
+        "rest of another image: class of the first": [result.swapped_first for result in results],
+        "rest of another image: class of the other": [result.swapped_other for result in results],
+    }
+    for place, (label, values) in enumerate(curves.items()):
+        left.plot(lengths, [100 * value for value in values], label=label, **curve_style(place))
+    left.axhline(100 * ceiling, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    left.set_ylim(0, 100)
+    _token_axis(left, lengths)
+    dress(left, "Class under the judge (dashed: all tokens)", "tokens kept", "images of that class, percent")
+    _legend(left)
+    right.plot(lengths, [result.relative_distance for result in results], **curve_style(0))
+    right.set_ylim(bottom=0)
+    _token_axis(right, lengths)
+    dress(right, "Distance to the image they come from", "tokens kept", "relative to two images of the set")
+    return figure
+
+
+def _token_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    """Doubling counts evenly spaced, with 0 in front where there is one."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    shown = sorted(set(lengths))
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(shown, [str(length) for length in shown])
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=SMALL_SIZE)
