@@ -115,7 +115,8 @@ def study_prefixes(
     classes_N = labels_N if conditional else torch.full_like(labels_N, pipe.prior.unconditional)
     batches = torch.arange(len(ids_NT)).split(batch_size)
     with tqdm(total=len(ids_NT) * (len(lengths) + 1), desc="prefixes", unit="image", disable=not progress) as bar:
-        originals, seen, features_ND = [], 0, []
+        originals: list[Tensor] = []
+        seen, features_ND = 0, []
         for rows in batches:
             images = _decode(pipe, ids_NT[rows])
             outputs = judge.outputs(images)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ from overture.layout import Layout
 __all__ = ["ProbeData", "ProbeResult", "fit_linear", "prefix_lengths", "probe", "wilson_interval"]
 
 CHUNK = 8192
-DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 LARGEST_TABLE = 200_000_000
 Kind = Literal["codes", "ids"]
 
@@ -116,9 +116,12 @@ def probe(
         for length in lengths or prefix_lengths(len(places)):
             if length <= len(places):
                 work += [(name, places[:length], kind) for kind in kinds]
+    known: dict[tuple[range, Kind], ProbeResult] = {}  # the first segment's tokens are the sequence's first ones
     results = []
     for name, places, kind in tqdm(work, desc="probe", unit="fit", disable=not progress):
-        results.append(_probe_one(data, name, places, kind, codes, torch.device(device)))
+        if (places, kind) not in known:
+            known[places, kind] = _probe_one(data, name, places, kind, codes, torch.device(device))
+        results.append(replace(known[places, kind], segment=name))
     return results
 
 
@@ -131,57 +134,37 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
 
 
 class LinearHead(nn.Module):
-    """Logits ``[B, C]`` of ids ``[B, T]`` from code vectors (standardised) or one-hot ids of some positions."""
+    """Logits ``[B, C]`` of rows of features: standardised code vectors, or ids taken as one-hot."""
 
-    def __init__(self, layout: Layout, places: range, classes: int, codes: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, rows: Tensor, sizes: Sequence[int] | None, classes: int) -> None:
+        """``rows`` are the training features ``[N, F]``; with ``sizes``, ids ``[N, P]`` below them."""
         super().__init__()
-        self.places, self.codes = places, codes
-        self.mean = self.deviation = torch.zeros(0)
-        sizes = [layout.sizes[place] for place in places]
-        if codes is None:
-            if sum(sizes) * classes > LARGEST_TABLE:
+        self.starts: Tensor | None = None
+        width = rows.shape[1]
+        if sizes is not None:
+            width = sum(sizes)
+            if width * classes > LARGEST_TABLE:
                 raise UsageError(
-                    f"probe: one-hot ids of {len(places)} tokens and {classes} classes need {sum(sizes) * classes:,} "
+                    f"probe: one-hot ids of {len(sizes)} tokens and {classes} classes need {width * classes:,} "
                     f"weights, more than {LARGEST_TABLE:,}; probe fewer tokens, or code vectors alone"
                 )
-            self.starts = torch.tensor([sum(sizes[:place]) for place in range(len(sizes))])
-            self.weight = nn.Parameter(torch.zeros(sum(sizes), classes))
-        self.bias = nn.Parameter(torch.zeros(classes))
-        self.classes = classes
+            self.starts = torch.tensor([sum(sizes[:place]) for place in range(len(sizes))], device=rows.device)
+        else:
+            variance_F, self.mean = torch.var_mean(rows, dim=0, correction=0)
+            self.deviation = torch.where(variance_F > 1e-12, variance_F.sqrt(), torch.ones_like(variance_F))
+        self.weight = nn.Parameter(torch.zeros(width, classes, device=rows.device))
+        self.bias = nn.Parameter(torch.zeros(classes, device=rows.device))
 
-    def prepare(self, ids_NT: Tensor, device: torch.device) -> None:
-        """Learn mean and deviation of the code vectors, and make the weights."""
-        self.to(device)
-        if self.codes is None:
-            self.starts = self.starts.to(device)
-            return
-        total, squares, count = 0.0, 0.0, len(ids_NT)
-        for ids_BT in ids_NT.split(CHUNK):
-            x_BF = self._vectors(ids_BT.to(device)).double()
-            total, squares = total + x_BF.sum(dim=0), squares + x_BF.square().sum(dim=0)
-        mean_F = total / count  # type: ignore[operator]
-        variance_F = (squares / count - mean_F.square()).clamp(min=0)  # type: ignore[operator]
-        self.mean = mean_F.float()
-        self.deviation = torch.where(variance_F > 1e-12, variance_F.sqrt(), torch.ones_like(variance_F)).float()
-        self.weight = nn.Parameter(torch.zeros(len(mean_F), self.classes, device=device))
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        if self.codes is None:
-            ids_BP = ids_BT[:, self.places.start : self.places.stop] + self.starts
-            return F.embedding_bag(ids_BP, self.weight, mode="sum") + self.bias
-        return (self._vectors(ids_BT) - self.mean) / self.deviation @ self.weight + self.bias
-
-    def _vectors(self, ids_BT: Tensor) -> Tensor:
-        assert self.codes is not None
-        return self.codes(ids_BT)[:, self.places.start : self.places.stop].flatten(1).float()
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.starts is not None:
+            return F.embedding_bag(rows + self.starts, self.weight, mode="sum") + self.bias
+        return (rows - self.mean) / self.deviation @ self.weight + self.bias
 
 
-def fit_linear(head: LinearHead, ids_NT: Tensor, labels_N: Tensor, decay: float, device: torch.device) -> float:
-    """Minimise mean cross-entropy + decay / 2 |W|^2 over all rows; returns its value."""
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+def fit_linear(head: LinearHead, rows: Tensor, labels_N: Tensor, decay: float) -> float:
+    """Minimise mean cross-entropy + decay / 2 |W|^2 over all rows, from where the head is; returns its value."""
     optimizer = torch.optim.LBFGS(
-        head.parameters(), max_iter=200, history_size=20, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        head.parameters(), max_iter=100, history_size=20, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
@@ -189,14 +172,22 @@ def fit_linear(head: LinearHead, ids_NT: Tensor, labels_N: Tensor, decay: float,
         penalty = decay / 2 * head.weight.square().sum()
         penalty.backward()
         total = penalty.detach()
-        for ids_BT, labels_B in zip(ids_NT.split(CHUNK), labels_N.split(CHUNK), strict=True):
-            logits_BC = head(ids_BT.to(device))
-            loss = F.cross_entropy(logits_BC, labels_B.to(device), reduction="sum") / len(ids_NT)
+        for rows_B, labels_B in zip(rows.split(CHUNK), labels_N.split(CHUNK), strict=True):
+            loss = F.cross_entropy(head(rows_B), labels_B, reduction="sum") / len(rows)
             loss.backward()
             total = total + loss.detach()
         return total
 
-    return float(optimizer.step(closure))
+    return float(optimizer.step(closure))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _features(ids_NT: Tensor, codes: Callable[[Tensor], Tensor] | None, places: range, device: torch.device) -> Tensor:
+    """What a head takes: the code vectors ``[N, F]`` of some positions, or their ids ``[N, P]``."""
+    if codes is None:
+        return ids_NT[:, places.start : places.stop].to(device)
+    parts = [codes(part.to(device))[:, places.start : places.stop].flatten(1).float() for part in ids_NT.split(CHUNK)]
+    return torch.cat(parts)
 
 
 def _probe_one(
@@ -207,20 +198,24 @@ def _probe_one(
     codes: Callable[[Tensor], Tensor] | None,
     device: torch.device,
 ) -> ProbeResult:
-    head = LinearHead(data.layout, places, data.classes, codes if kind == "codes" else None)
-    head.prepare(data.train_ids, device)
-    held = torch.randperm(len(data.train_ids), generator=torch.Generator().manual_seed(0))
+    vectors = codes if kind == "codes" else None
+    train, test = (_features(ids, vectors, places, device) for ids in (data.train_ids, data.test_ids))
+    train_labels, test_labels = data.train_labels.to(device), data.test_labels.to(device)
+    sizes = None if vectors else [data.layout.sizes[place] for place in places]
+    held = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(device)
     cut = max(len(held) // 10, 1)
     chosen, rest = held[:cut], held[cut:]
+    head = LinearHead(train, sizes, data.classes)
     scores = {}
-    for decay in DECAYS:
-        fit_linear(head, data.train_ids[rest], data.train_labels[rest], decay, device)
-        scores[decay] = _right(head, data.train_ids[chosen], data.train_labels[chosen], device)[0]
-    best = max(reversed(DECAYS), key=lambda decay: scores[decay])  # of equals, the most decay
-    fit_linear(head, data.train_ids, data.train_labels, best, device)
-    top1, top5 = _right(head, data.test_ids, data.test_labels, device)
-    train_top1, _ = _right(head, data.train_ids, data.train_labels, device)
-    count = len(data.test_ids)
+    for decay in DECAYS:  # from much to little, each from where the last one ended
+        fit_linear(head, train[rest], train_labels[rest], decay)
+        scores[decay] = _right(head, train[chosen], train_labels[chosen])[0]
+    best = max(DECAYS, key=lambda decay: scores[decay])  # of equals, the most decay
+    head = LinearHead(train, sizes, data.classes)
+    fit_linear(head, train, train_labels, best)
+    top1, top5 = _right(head, test, test_labels)
+    train_top1, _ = _right(head, train, train_labels)
+    count = len(test)
     return ProbeResult(
         segment=name,
         tokens=len(places),
@@ -228,18 +223,18 @@ def _probe_one(
         top1=top1 / count,
         top5=top5 / count if data.classes > 5 else None,
         interval=wilson_interval(top1, count),
-        train_top1=train_top1 / len(data.train_ids),
+        train_top1=train_top1 / len(train),
         images=count,
         decay=best,
     )
 
 
 @torch.no_grad()
-def _right(head: LinearHead, ids_NT: Tensor, labels_N: Tensor, device: torch.device) -> tuple[int, int]:
+def _right(head: LinearHead, rows: Tensor, labels_N: Tensor) -> tuple[int, int]:
     """How many rows have their label first, and among the first five."""
     first = five = 0
-    for ids_BT, labels_B in zip(ids_NT.split(CHUNK), labels_N.split(CHUNK), strict=True):
-        logits_BC = head(ids_BT.to(device))
-        best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices == labels_B.to(device)[:, None]
+    for rows_B, labels_B in zip(rows.split(CHUNK), labels_N.split(CHUNK), strict=True):
+        logits_BC = head(rows_B)
+        best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices == labels_B[:, None]
         first, five = first + int(best[:, 0].sum()), five + int(best.any(dim=1).sum())
     return first, five

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from overture.errors import OvertureError
 from overture.report import figures
+from overture.report.findings import read_findings
 from overture.report.pictures import Strips, read_strips
 from overture.report.records import Record, read_records
 from overture.report.summary import missing_parts, summary
@@ -76,6 +77,7 @@ def render(records: Sequence[Record], title: str) -> str:
         "samples": class_rows(records),
         "shared": shared_pictures(records),
         "reconstructions": reconstruction_rows(records),
+        "findings": findings(records),
         "config": config,
         "different": [row for row in config if row["different"] and row["key"] != "name"],
         "commands": commands(records),
@@ -201,6 +203,14 @@ def reconstruction_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 def _same_originals(group: dict[str, Any], strips: Strips) -> bool:
     label, _, first = group["rows"][0]
     return label == "originals" and first.content == strips.rows[0].content
+
+
+def findings(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What instruments left in the runs, those of one name together."""
+    found = [
+        {"place": place, **finding} for place, record in enumerate(records) for finding in read_findings(record.path)
+    ]
+    return sorted(found, key=lambda finding: finding["name"])
 
 
 def config_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
