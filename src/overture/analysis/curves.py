@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from overture.analysis.predictive import Prediction
     from overture.analysis.prefix import PrefixResult
     from overture.analysis.probe import ProbeResult
 
-__all__ = ["prefix_figure", "probe_figure"]
+__all__ = ["predictive_figure", "prefix_figure", "probe_figure"]
 
 
 def probe_figure(results: Sequence[ProbeResult]) -> Figure:
@@ -60,12 +61,36 @@ def prefix_figure(results: Sequence[PrefixResult], ceiling: float) -> Figure:
     return figure
 
 
+def predictive_figure(predictions: Mapping[str, Prediction]) -> Figure:
+    """Cross-entropy (solid) and predictive entropy (dashed) at every position, and the memorisation gap."""
+    figure, (left, right) = new_figure(2)
+    for place, (name, prediction) in enumerate(predictions.items()):
+        style = {**curve_style(place), "marker": "", "linewidth": 1.5}
+        places = range(1, len(prediction.loss_bits) + 1)
+        left.plot(places, prediction.loss_bits, label=f"{name}, cross-entropy", **style)
+        left.plot(
+            places,
+            prediction.entropy_bits,
+            label=f"{name}, predictive entropy",
+            **{**style, "linestyle": (0, (3, 2)), "linewidth": 1.0},
+        )
+    dress(left, "What the prior expects", "position t", "bits")
+    left.set_ylim(bottom=0)
+    _legend(left)
+    if {"training", "held-out"} <= predictions.keys():
+        gap = predictions["held-out"].loss_bits - predictions["training"].loss_bits
+        right.bar(range(1, len(gap) + 1), gap, color=curve_style(0)["color"], width=0.8)
+    dress(right, "Memorisation gap: held-out less training", "position t", "bits")
+    return figure
+
+
 def _token_axis(axes: Axes, lengths: Sequence[int]) -> None:
     """Doubling counts evenly spaced, with 0 in front where there is one."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_xscale("symlog", base=2, linthresh=1)
     shown = sorted(set(lengths))
+    axes.set_xlim(shown[0] - 0.15, shown[-1] * 1.1 + 0.1)
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(shown, [str(length) for length in shown])

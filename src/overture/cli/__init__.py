@@ -26,6 +26,7 @@ COMMANDS = {
     "probe": "linear probe: how much of the class the first n tokens tell",
     "prefix": "keep the first n tokens, resample the rest: pictures and numbers",
     "entropy": "conditional entropy per position of anyone's tokens",
+    "neighbours": "the nearest training image of samples: a check for memorisation",
     "schedule": "codebook sizes along the sequence, their bits and their cliff",
     "report": "write the report page of one or several runs",
     "import": "turn released weights of others into models of ours",

@@ -208,7 +208,7 @@ def _same_originals(group: dict[str, Any], strips: Strips) -> bool:
 def findings(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What instruments left in the runs, those of one name together."""
     found = [
-        {"place": place, **finding} for place, record in enumerate(records) for finding in read_findings(record.path)
+        {"place": place, **finding} for place, record in enumerate(records) for finding in read_findings(record.root)
     ]
     return sorted(found, key=lambda finding: finding["name"])
 
