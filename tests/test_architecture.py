@@ -31,6 +31,7 @@ ALLOWED = {
     ("report", "runs"),  # the report reads run directories
     ("training", "evaluation"),
     ("analysis", "evaluation"),
+    ("analysis", "pipeline"),  # instruments sample and decode
 }
 
 
