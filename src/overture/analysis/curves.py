@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overture.analysis.style import MUTED, SMALL_SIZE, curve_style, dress, new_figure
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from overture.analysis.prefix import PrefixResult
     from overture.analysis.probe import ProbeResult
 
-__all__ = ["predictive_figure", "prefix_figure", "probe_figure"]
+__all__ = ["landscape_figure", "predictive_figure", "prefix_figure", "probe_figure"]
 
 
 def probe_figure(results: Sequence[ProbeResult]) -> Figure:
@@ -82,6 +82,47 @@ def predictive_figure(predictions: Mapping[str, Prediction]) -> Figure:
         right.bar(range(1, len(gap) + 1), gap, color=curve_style(0)["color"], width=0.8)
     dress(right, "Memorisation gap: held-out less training", "position t", "bits")
     return figure
+
+
+def landscape_figure(measured: Sequence[tuple[str, Any]], label: str) -> Figure:
+    """Distance against the guidance scale, one curve for each of everything else; finalists as large markers.
+
+    ``measured`` are steps (``coarse``, ``fine``, ``finalists``) and scored settings (``overture.runs.search``).
+    """
+    groups: dict[str, list[Any]] = {}
+    for step, scored in measured:
+        setting = scored.setting
+        name = setting.schedule
+        if setting.schedule == "cosine":
+            name += f", power {setting.power:g}"
+        if setting.first is not None:
+            name += f", first segment {setting.first:g}"
+        if setting.temperature != 1:
+            name += f", temperature {setting.temperature:g}"
+        groups.setdefault(name, []).append((step, scored))
+    figure, (axes,) = new_figure(1, width=7.0)
+    plain = [scored for step, scored in measured if step != "finalists" and _unguided(scored.setting)]
+    for place, (name, entries) in enumerate(groups.items()):
+        style = curve_style(place)
+        line = {scored.setting.scale: scored.value for step, scored in entries if step != "finalists"}
+        temperature = entries[0][1].setting.temperature
+        for scored in plain:  # no guidance is the first point of every schedule at its temperature
+            if entries[0][1].setting.first is None and scored.setting.temperature == temperature:
+                line.setdefault(scored.setting.scale, scored.value)
+        axes.plot(sorted(line), [line[scale] for scale in sorted(line)], label=name, **style)
+        final = [scored for step, scored in entries if step == "finalists"]
+        axes.plot(
+            [scored.setting.scale for scored in final],
+            [scored.value for scored in final],
+            **{**style, "linestyle": "none", "markersize": 9.0},
+        )
+    dress(axes, "Guidance search", "scale", label)
+    _legend(axes)
+    return figure
+
+
+def _unguided(setting: Any) -> bool:
+    return setting.first is None and setting.scale == 1
 
 
 def _token_axis(axes: Axes, lengths: Sequence[int]) -> None:

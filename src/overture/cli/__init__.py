@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": "write the tokens of a data source to a token file",
     "evaluate": "FID, sFID, IS, precision, recall, KID of images against a reference",
     "compare": "records of evaluate and run side by side, unlike protocols marked",
+    "search-guidance": "the guidance and temperature of the lowest distance, coarse to fine",
     "probe": "linear probe: how much of the class the first n tokens tell",
     "prefix": "keep the first n tokens, resample the rest: pictures and numbers",
     "entropy": "conditional entropy per position of anyone's tokens",
@@ -57,7 +58,7 @@ def build_parser(command: str | None) -> Parser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, about in COMMANDS.items():
         if name == command:
-            module = f"{name}_" if keyword.iskeyword(name) else name
+            module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
             importlib.import_module(f"overture.cli.{module}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=about, add_help=False)
