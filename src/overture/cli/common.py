@@ -56,7 +56,7 @@ def save_images(images: Tensor, labels: Tensor, out: Path, columns: int = 8) -> 
     """uint8 ``[N, C, H, W]`` as one PNG grid, an ADM-style ``.npz`` (``arr_0`` NHWC, ``arr_1`` labels), or a folder."""
     import numpy as np
 
-    from overture.runs.evaluate import picture_grid
+    from overture.runs.pictures import picture_grid
 
     check_image_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,9 @@ def run(options: argparse.Namespace) -> int:
     from overture.evaluation.networks import load_network
     from overture.pipeline import load_prior, load_tokenizer
     from overture.priors.guidance import Guidance, parse_temperature
-    from overture.runs.evaluate import balanced_classes, save_picture
+    from overture.runs.evaluate import balanced_classes
     from overture.runs.instruments import FOLDER, Finding, save_finding
+    from overture.runs.pictures import save_picture
 
     if min(options.samples, options.pictures, options.batch_size) < 1 or (options.rows or 1) < 1:
         raise UsageError("neighbours: --samples, --rows, --pictures and --batch-size need to be at least 1")

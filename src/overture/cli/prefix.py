@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     from overture.evaluation.networks import load_network
     from overture.pipeline import Pipeline, load_prior, load_tokenizer
     from overture.priors.guidance import Guidance, parse_temperature
-    from overture.runs.evaluate import save_picture
     from overture.runs.instruments import FOLDER, Finding, save_finding
+    from overture.runs.pictures import save_picture
 
     if options.images < 2 or options.pictures < 1 or options.batch_size < 1:
         raise UsageError("prefix: --images needs to be at least 2, --pictures and --batch-size at least 1")

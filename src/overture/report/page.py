@@ -104,6 +104,10 @@ def all_figures(records: Sequence[Record]) -> dict[str, str | None]:
             {"adversarial": "generator's term", "discriminator": "discriminator"}, "adversarial losses, nats"
         ),
         "quantizer": stage1({"quantizer": "quantizer"}, "quantizer loss, no unit"),
+        "watched_tokenizer": stage1({"rfd": "rFD"}, "distance of reconstructions"),
+        "watched_prior": figures.curves_figure(
+            records, "prior", {"gfd": "unguided", "gfd_guided": "guided"}, "distance of samples"
+        ),
         "bits": figures.curves_figure(
             records,
             "prior",

@@ -10,6 +10,7 @@ from overture.errors import UsageError
 from overture.nn.classifier import ClassifierConfig
 from overture.priors.guidance import Guidance, parse_temperature
 from overture.priors.model import PriorConfig
+from overture.runs.watch import WatchConfig
 from overture.tokenizers.config import TokenizerConfig
 from overture.training.classifier import ClassifierTrainingConfig
 from overture.training.prior import PriorTrainingConfig
@@ -84,6 +85,7 @@ class RunConfig:
     prior_training: PriorTrainingConfig = PriorTrainingConfig()
     prior_source: Literal["tokens", "joint"] = "tokens"
     evaluation: EvaluationConfig = EvaluationConfig()
+    watch: WatchConfig = WatchConfig()
 
     def __post_init__(self) -> None:
         joint = self.tokenizer_training.joint

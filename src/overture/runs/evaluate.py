@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from overture.analysis.entropy import conditional_entropy
 from overture.data.stream import ImageData, evaluation_batches
 from overture.data.tokens import TokenFile
 from overture.data.transforms import to_float, to_uint8
-from overture.errors import OvertureError
 from overture.evaluation.measure import generation_distance, make_reference, reconstruction_report
 from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.protocol import Protocol
@@ -24,6 +20,7 @@ from overture.pipeline import Pipeline
 from overture.priors.guidance import Guidance, parse_temperature
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.pictures import save_picture
 from overture.runs.resampling import row_distances, shared_rows
 from overture.training.checkpoint import read_metadata
 from overture.training.distributed import World
@@ -32,7 +29,7 @@ from overture.training.prior import bits_per_image
 from overture.training.progress import Interrupted, Progress, stop_requested
 from overture.training.tokens import central_crop
 
-__all__ = ["balanced_classes", "check_evaluation", "evaluate_run", "generated_batches", "picture_grid"]
+__all__ = ["balanced_classes", "check_evaluation", "evaluate_run", "generated_batches"]
 
 
 def evaluate_run(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
@@ -254,25 +251,3 @@ def draw_pictures(config: RunConfig, data: ImageData, run: RunDirectory, pipe: P
     with torch.inference_mode():
         decoded = to_uint8(pipe.tokenizer.decode(pipe.tokenizer.encode(to_float(originals.to(device))))).cpu()
     save_picture(torch.cat([originals, decoded]), len(originals), run.samples / "reconstructions.png")
-
-
-def save_picture(images_NCHW: Tensor, columns: int, path: Path) -> None:
-    """Write a :func:`picture_grid` beside its place and rename it, so that none is ever half written."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        picture_grid(images_NCHW, columns).save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot save: {error.strerror}; free some space and run again") from error
-
-
-def picture_grid(images_NCHW: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """uint8 images in rows of ``columns``, on white."""
-    count, channels, height, width = images_NCHW.shape
-    rows = -(-count // columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
-    for place, image in enumerate(images_NCHW.permute(0, 2, 3, 1).numpy()):
-        top = gap + place // columns * (height + gap)
-        left = gap + place % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)

@@ -22,7 +22,8 @@ from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import load_tokenizer
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory, write_json
-from overture.runs.evaluate import check_evaluation, evaluate_run
+from overture.runs.evaluate import check_evaluation, evaluate_run, judge_network, training_reference
+from overture.runs.watch import PriorWatch, TokenizerWatch
 from overture.training.checkpoint import check_config, read_metadata
 from overture.training.classifier import train_classifier
 from overture.training.distributed import World
@@ -62,7 +63,7 @@ def execute(config: RunConfig, run: RunDirectory, progress: Progress, world: Wor
         return config
     _tokens_stage(config, data, run, progress, world)
     _check_stop("tokens")
-    _prior_stage(config, run, progress, world)
+    _prior_stage(config, data, run, progress, world)
     _check_stop("prior")
     if until == "prior":
         return config
@@ -137,8 +138,11 @@ def _tokenizer_stage(config: RunConfig, data: ImageData, run: RunDirectory, prog
         network = load_classifier(run.networks / "perceptual.safetensors")[0]
     trainer = TokenizerTrainer(config.tokenizer, training, seed=config.seed, world=world, perceptual_network=network)
     stream = TrainingStream(data.train, config.data, training.batch_size, config.seed, world.rank, world.size)
+    watch = None
+    if config.watch.tokenizer_every and world.is_main:
+        watch = TokenizerWatch(config, data, run, trainer, judge_network(config, run))
     with _timed(run, "tokenizer", world):
-        train_tokenizer(trainer, stream, run.tokenizer, run.metrics, progress)
+        train_tokenizer(trainer, stream, run.tokenizer, run.metrics, progress, watch)
     if stream.corrupt:
         progress.say(f"{len(stream.corrupt)} corrupt images were skipped, the first is {stream.corrupt[0]}")
     if world.is_main:
@@ -173,7 +177,7 @@ def _tokens_stage(config: RunConfig, data: ImageData, run: RunDirectory, progres
         )  # fmt: skip
 
 
-def _prior_stage(config: RunConfig, run: RunDirectory, progress: Progress, world: World) -> None:
+def _prior_stage(config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, world: World) -> None:
     digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
     if run.prior_model.exists():
         made_for = check_config(run.prior_model, "prior", config.prior).get("tokenizer_hash", digest)
@@ -186,10 +190,18 @@ def _prior_stage(config: RunConfig, run: RunDirectory, progress: Progress, world
     layout = config.tokenizer.layout
     trainer = PriorTrainer(config.prior, config.prior_training, layout, seed=config.seed, world=world)
     train, held_out = (TokenFile.open(run.tokens(part)) for part in ("train", "held_out"))
+    about = {"run_config": to_dict(config), "tokenizer_hash": digest}
+    watch = None
+    if config.watch.prior_every and world.is_main:
+        judge = judge_network(config, run)
+        with alone():
+            reference = training_reference(config, data, judge, run)
+        tokenizer = load_tokenizer(run.root, device=world.device)
+        watch = PriorWatch(config, run, trainer, tokenizer, judge, reference, lambda path: trainer.save(path, about))
     with _timed(run, "prior", world):
-        train_prior(trainer, train, held_out, run.prior, run.metrics, progress)
+        train_prior(trainer, train, held_out, run.prior, run.metrics, progress, watch)
     if world.is_main:
-        trainer.save(run.prior_model, {"run_config": to_dict(config), "tokenizer_hash": digest})
+        trainer.save(run.prior_model, about)
         _remove_steps(run.prior)
     world.barrier()
 

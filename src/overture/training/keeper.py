@@ -39,7 +39,7 @@ class Keeper:
         world = self.trainer.world
         stop = world.any(stop_requested())
         if stop or world.any(world.is_main and time.monotonic() - self.last_save > 60 * self.minutes):
-            self._save()
+            self.save()
             self.last_save = time.monotonic()
         if stop and self.trainer.step < self.steps:
             raise Interrupted(
@@ -49,8 +49,9 @@ class Keeper:
     def finish(self) -> None:
         """Keep the last state until the model is saved: should that fail, nothing is lost."""
         if latest_step(self.directory) != self.trainer.step:
-            self._save()
+            self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Save now."""
         if self.trainer.world.is_main:
             save_state(self.directory, self.trainer.step, self.trainer.state_dict())

@@ -25,6 +25,7 @@ from overture.training.optim import OptimizerConfig, set_learning_rate
 from overture.training.progress import Progress
 from overture.training.tokenizer import Precision, autocast
 from overture.training.tokens import central_crop
+from overture.training.watch import Watch, observe
 
 __all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_per_image", "train_prior"]
 
@@ -141,8 +142,11 @@ def train_prior(
     directory: Path,
     metrics: Path,
     progress: Progress,
+    watch: Watch | None = None,
 ) -> None:
     """Train to the end, resuming from the last checkpoint in ``directory`` and saving there.
+
+    ``watch`` looks at the prior from time to time.
 
     Raises :class:`overture.training.progress.Interrupted` after saving when the user asks to stop.
     """
@@ -155,6 +159,7 @@ def train_prior(
     progress.start("prior", training.steps, trainer.step)
     keeper = Keeper(trainer, directory, "prior", training.steps, training.checkpoint_minutes)
     batches = stream.batches(trainer.step)
+    observe(watch, keeper, log)  # one that failed before the run went on
     while trainer.step < training.steps:
         batch = next(batches)
         terms = trainer.train_batch(batch.ids, batch.labels)
@@ -174,6 +179,7 @@ def train_prior(
             }
             if log:
                 log.write(trainer.step, measured)
+        observe(watch, keeper, log)
         keeper.after_step()
     keeper.finish()
     progress.finish()

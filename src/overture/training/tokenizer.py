@@ -40,6 +40,7 @@ from overture.training.keeper import Keeper
 from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
 from overture.training.progress import Progress
+from overture.training.watch import Watch, observe
 
 __all__ = [
     "Precision", "TokenizerTrainer", "TokenizerTrainingConfig", "autocast", "start_from",
@@ -252,9 +253,16 @@ def start_from(tokenizer: Tokenizer, path: str) -> None:
 
 
 def train_tokenizer(
-    trainer: TokenizerTrainer, stream: TrainingStream, directory: Path, metrics: Path, progress: Progress
+    trainer: TokenizerTrainer,
+    stream: TrainingStream,
+    directory: Path,
+    metrics: Path,
+    progress: Progress,
+    watch: Watch | None = None,
 ) -> None:
     """Train to the end, resuming from the last checkpoint in ``directory`` and saving there.
+
+    ``watch`` looks at the tokenizer from time to time.
 
     Raises :class:`overture.training.progress.Interrupted` after saving when the user asks to stop.
     """
@@ -263,6 +271,7 @@ def train_tokenizer(
     log = MetricLog(metrics, "tokenizer", trainer.step) if world.is_main else None
     progress.start("tokenizer", training.steps, trainer.step)
     keeper = Keeper(trainer, directory, "tokenizer", training.steps, training.checkpoint_minutes)
+    observe(watch, keeper, log)  # one that failed before the run went on
     for batch in _until(stream.batches(trainer.step), training.steps - trainer.step):
         terms = trainer.train_batch(batch)
         if trainer.step % training.log_every == 0 or trainer.step == training.steps:
@@ -274,6 +283,7 @@ def train_tokenizer(
                 log.write(trainer.step, {**shown, "learning_rate": trainer.schedule.learning_rate(trainer.step - 1)})
             progress.advance(0, **{name: shown[name] for name in ("l1", "loss") if name in shown})
         progress.advance(1)
+        observe(watch, keeper, log)
         keeper.after_step()
     keeper.finish()
     progress.finish()

@@ -1,0 +1,190 @@
+"""What a run looks at while it trains: reconstruction, usage and entropy of the tokenizer; samples of the prior.
+
+Small numbers of images, so the distances stand beside each other and not beside those of the finished run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from overture.analysis.entropy import conditional_entropy
+from overture.data.stream import ImageData, evaluation_batches
+from overture.data.transforms import to_float, to_uint8
+from overture.errors import OvertureError, UsageError
+from overture.evaluation.measure import generation_distance, reconstruction_report
+from overture.evaluation.networks import FeatureNetwork
+from overture.evaluation.processes import alone
+from overture.evaluation.reference import Reference
+from overture.pipeline import Pipeline
+from overture.priors.guidance import Guidance, parse_temperature
+from overture.runs.directory import RunDirectory
+from overture.runs.pictures import picture_grid
+from overture.tokenizers.tokenizer import Tokenizer
+from overture.training.prior import PriorTrainer
+from overture.training.tokenizer import TokenizerTrainer
+
+__all__ = ["PriorWatch", "TokenizerWatch", "WatchConfig"]
+
+Best = Literal["none", "gfd", "gfd_guided"]
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is measured during training, with raw weights.
+
+    Every ``tokenizer_every`` steps: distance, PSNR, usage and entropy of ``images`` held-out images. Every
+    ``prior_every`` steps: the distance of ``samples`` samples, unguided and with the evaluation's guidance, and a
+    picture. 0: never. ``keep_best`` names the number by which the best prior is kept (``prior/best``).
+    """
+
+    tokenizer_every: int = 0
+    prior_every: int = 0
+    images: int = 1000
+    samples: int = 1000
+    keep_best: Best = "none"
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokenizer_every", 0), ("prior_every", 0), ("images", 2), ("samples", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"watch: {name} is {getattr(self, name)}, needs >= {least}")
+        if self.keep_best != "none" and not self.prior_every:
+            raise UsageError(f"watch: keep_best {self.keep_best} needs prior_every")
+
+
+class _Watch:
+    """Remembers on disk what was measured, so that a run that goes on neither repeats nor forgets."""
+
+    def __init__(self, run: RunDirectory, stage: str, every: int) -> None:
+        self.run, self.stage, self.every = run, stage, every
+        self.path = run.root / f"watch-{stage}.jsonl"
+
+    def known(self) -> dict[int, dict[str, float]]:
+        """Numbers by step."""
+        if not self.path.exists():
+            return {}
+        try:
+            entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+            return {entry["step"]: entry["values"] for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OvertureError(f"{self.path}: damaged ({error!r}); delete it and go on") from error
+
+    def pending(self, step: int) -> bool:
+        """Whether a measurement is due at this step and not yet made."""
+        return bool(self.every and step and step % self.every == 0 and step not in self.known())
+
+    def keep(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Write the numbers down."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "values": values}) + "\n")
+        return values
+
+
+class TokenizerWatch(_Watch):
+    """Looks at a tokenizer in training."""
+
+    def __init__(
+        self, config: Any, data: ImageData, run: RunDirectory, trainer: TokenizerTrainer, judge: FeatureNetwork
+    ) -> None:
+        super().__init__(run, "tokenizer", config.watch.tokenizer_every)
+        self.config, self.data, self.trainer, self.judge = config, data, trainer, judge
+
+    def measure(self, step: int) -> dict[str, float]:
+        """rFD, PSNR, SSIM, share of codes used by segment, and the entropy of the images' tokens."""
+        tokenizer, count = self.trainer.tokenizer.eval(), min(self.config.watch.images, len(self.data.held_out))
+        with alone(), torch.inference_mode():
+            report = reconstruction_report(
+                _Plain(tokenizer), _first(self._images(), count), self.judge, device=self.trainer.world.device
+            )
+            ids = [
+                tokenizer.encode(to_float(images.to(self.trainer.world.device))).cpu()
+                for images in _first(self._images(), count)
+            ]
+        entropy = conditional_entropy(torch.cat(ids).numpy(), layout=tokenizer.layout)
+        values = {
+            "rfd": report.distance.value,
+            "psnr": report.quality.psnr,
+            "ssim": report.quality.ssim,
+            "entropy_bits": entropy.total_bits,
+            "entropy_cliff": float(entropy.cliff),
+        }
+        for name, segment in report.usage.to_dict()["segments"].items():
+            values[f"used_{name}"] = segment["used"]
+        return self.keep(step, values)
+
+    def _images(self) -> Iterator[Tensor]:
+        return (b.images for b in evaluation_batches(self.data.held_out, self.config.data, 100))
+
+
+class PriorWatch(_Watch):
+    """Looks at a prior in training, and keeps the best."""
+
+    def __init__(
+        self,
+        config: Any,
+        run: RunDirectory,
+        trainer: PriorTrainer,
+        tokenizer: Tokenizer,
+        judge: FeatureNetwork,
+        reference: Reference,
+        save: Callable[[Path], str],
+    ) -> None:
+        super().__init__(run, "prior", config.watch.prior_every)
+        self.config, self.trainer, self.tokenizer = config, trainer, tokenizer
+        self.judge, self.reference, self.save = judge, reference, save
+
+    def measure(self, step: int) -> dict[str, float]:
+        """gFD unguided and guided; writes the first samples as a picture."""
+        evaluation, values = self.config.evaluation, {}
+        pipe = Pipeline(self.tokenizer, self.trainer.prior.eval())
+        kinds = {"gfd": ("1.0", evaluation.unguided_temperature or evaluation.temperature)}
+        if str(Guidance.parse(evaluation.guidance)) != "none":
+            kinds["gfd_guided"] = (evaluation.guidance, evaluation.temperature)
+        for name, (guidance, temperature) in kinds.items():
+            batches = self._samples(pipe, Guidance.parse(guidance), parse_temperature(temperature), step, name)
+            with alone():
+                values[name] = generation_distance(self.judge, batches, self.reference).value
+        best = self.config.watch.keep_best
+        if best != "none":
+            if best not in values:
+                raise OvertureError(f"keep_best is {best}, but the evaluation has no guidance")
+            if all(values[best] < earlier[best] for earlier in self.known().values()):
+                self.save(self.run.prior / "best" / "model.safetensors")
+        return self.keep(step, values)
+
+    def _samples(self, pipe: Pipeline, guidance: Guidance, temperature: Any, step: int, name: str) -> Iterator[Tensor]:
+        evaluation, prior = self.config.evaluation, self.config.prior
+        classes = torch.arange(self.config.watch.samples) % prior.num_classes
+        for number, part in enumerate(classes.split(evaluation.batch_size)):
+            seed = self.config.seed * 1_000_003 + number  # the same at every step
+            settings = {"guidance": guidance, "temperature": temperature}
+            with torch.inference_mode():
+                images = pipe(part, seed=seed, top_k=evaluation.top_k, top_p=evaluation.top_p, **settings)
+            pixels = to_uint8(images).cpu()
+            if number == 0:
+                folder = self.run.samples / "training"
+                folder.mkdir(parents=True, exist_ok=True)
+                shown = pixels[: 8 * min(prior.num_classes, 10)]
+                picture_grid(shown, min(prior.num_classes, 10)).save(folder / f"{name}-{step:08d}.png")
+            yield pixels
+
+
+class _Plain:
+    """A tokenizer in training as evaluation wants it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.layout, self.encode, self.decode = tokenizer.layout, tokenizer.encode, tokenizer.decode
+
+
+def _first(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    for images in batches:
+        yield images[:count]
+        count -= len(images)
+        if count <= 0:
+            return
