@@ -12,10 +12,9 @@ import torch
 from overture.errors import OvertureError, UsageError
 from overture.pipeline import load_prior
 from overture.recipes.quickstart import quickstart
-from overture.runs.config import RunConfig
+from overture.runs.config import RunConfig, WatchConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.stages import execute
-from overture.runs.watch import WatchConfig
 from overture.training.checkpoint import read_metadata
 from overture.training.distributed import World
 from overture.training.progress import SilentProgress

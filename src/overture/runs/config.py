@@ -10,14 +10,13 @@ from overture.errors import UsageError
 from overture.nn.classifier import ClassifierConfig
 from overture.priors.guidance import Guidance, parse_temperature
 from overture.priors.model import PriorConfig
-from overture.runs.watch import WatchConfig
 from overture.tokenizers.config import TokenizerConfig
 from overture.training.classifier import ClassifierTrainingConfig
 from overture.training.prior import PriorTrainingConfig
 from overture.training.tokenizer import TokenizerTrainingConfig
 from overture.training.tokens import TokensConfig
 
-__all__ = ["DomainNetworkConfig", "EvaluationConfig", "RunConfig"]
+__all__ = ["DomainNetworkConfig", "EvaluationConfig", "RunConfig", "WatchConfig"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,29 @@ class EvaluationConfig:
                 raise UsageError(f"evaluation: {name} is {getattr(self, name)}, needs >= {least}")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"evaluation: top_p is {self.top_p}, needs 0 < top_p <= 1")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is measured during training, with raw weights.
+
+    Every ``tokenizer_every`` steps: distance, PSNR, usage and entropy of ``images`` held-out images. Every
+    ``prior_every`` steps: the distance of ``samples`` samples, unguided and with the evaluation's guidance, and a
+    picture. 0: never. ``keep_best`` names the number by which the best prior is kept (``prior/best``).
+    """
+
+    tokenizer_every: int = 0
+    prior_every: int = 0
+    images: int = 1000
+    samples: int = 1000
+    keep_best: Literal["none", "gfd", "gfd_guided"] = "none"
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokenizer_every", 0), ("prior_every", 0), ("images", 2), ("samples", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"watch: {name} is {getattr(self, name)}, needs >= {least}")
+        if self.keep_best != "none" and not self.prior_every:
+            raise UsageError(f"watch: keep_best {self.keep_best} needs prior_every")
 
 
 @dataclass(frozen=True)

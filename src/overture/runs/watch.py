@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,45 +16,21 @@ from torch import Tensor
 from overture.analysis.entropy import conditional_entropy
 from overture.data.stream import ImageData, evaluation_batches
 from overture.data.transforms import to_float, to_uint8
-from overture.errors import OvertureError, UsageError
+from overture.errors import OvertureError
 from overture.evaluation.measure import generation_distance, reconstruction_report
 from overture.evaluation.networks import FeatureNetwork
 from overture.evaluation.processes import alone
 from overture.evaluation.reference import Reference
 from overture.pipeline import Pipeline
 from overture.priors.guidance import Guidance, parse_temperature
+from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.pictures import picture_grid
 from overture.tokenizers.tokenizer import Tokenizer
 from overture.training.prior import PriorTrainer
 from overture.training.tokenizer import TokenizerTrainer
 
-__all__ = ["PriorWatch", "TokenizerWatch", "WatchConfig"]
-
-Best = Literal["none", "gfd", "gfd_guided"]
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """What is measured during training, with raw weights.
-
-    Every ``tokenizer_every`` steps: distance, PSNR, usage and entropy of ``images`` held-out images. Every
-    ``prior_every`` steps: the distance of ``samples`` samples, unguided and with the evaluation's guidance, and a
-    picture. 0: never. ``keep_best`` names the number by which the best prior is kept (``prior/best``).
-    """
-
-    tokenizer_every: int = 0
-    prior_every: int = 0
-    images: int = 1000
-    samples: int = 1000
-    keep_best: Best = "none"
-
-    def __post_init__(self) -> None:
-        for name, least in (("tokenizer_every", 0), ("prior_every", 0), ("images", 2), ("samples", 2)):
-            if getattr(self, name) < least:
-                raise UsageError(f"watch: {name} is {getattr(self, name)}, needs >= {least}")
-        if self.keep_best != "none" and not self.prior_every:
-            raise UsageError(f"watch: keep_best {self.keep_best} needs prior_every")
+__all__ = ["PriorWatch", "TokenizerWatch"]
 
 
 class _Watch:
@@ -90,7 +65,7 @@ class TokenizerWatch(_Watch):
     """Looks at a tokenizer in training."""
 
     def __init__(
-        self, config: Any, data: ImageData, run: RunDirectory, trainer: TokenizerTrainer, judge: FeatureNetwork
+        self, config: RunConfig, data: ImageData, run: RunDirectory, trainer: TokenizerTrainer, judge: FeatureNetwork
     ) -> None:
         super().__init__(run, "tokenizer", config.watch.tokenizer_every)
         self.config, self.data, self.trainer, self.judge = config, data, trainer, judge
@@ -127,7 +102,7 @@ class PriorWatch(_Watch):
 
     def __init__(
         self,
-        config: Any,
+        config: RunConfig,
         run: RunDirectory,
         trainer: PriorTrainer,
         tokenizer: Tokenizer,
