@@ -28,6 +28,7 @@ COMMANDS = {
     "prefix": "keep the first n tokens, resample the rest: pictures and numbers",
     "entropy": "conditional entropy per position of anyone's tokens",
     "neighbours": "the nearest training image of samples: a check for memorisation",
+    "attention": "attention maps of the first tokens over the image",
     "schedule": "codebook sizes along the sequence, their bits and their cliff",
     "report": "write the report page of one or several runs",
     "import": "turn released weights of others into models of ours",

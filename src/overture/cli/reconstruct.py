@@ -14,13 +14,20 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "reconstruct",
         help="send images through a tokenizer and measure what is lost",
-        description="PSNR, SSIM, codebook usage, and a picture of originals over reconstructions.",
+        description="PSNR, SSIM, LPIPS, codebook usage, the distance under a feature network, and a picture of originals over reconstructions.",
     )
     parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or a hub id")
     parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
     parser.add_argument("--weights", choices=("raw", "ema"), help="(default: the file's own, mostly ema)")
     parser.add_argument("--images", type=int, default=0, help="how many (default: all)")
     parser.add_argument("--network", help="also the distance under this feature network, such as inception")
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS (VGG16, version 0.1)")
+    parser.add_argument(
+        "--vgg-weights", default="", metavar="FILE", help="torchvision's VGG16 weights, if not in a cache"
+    )
+    parser.add_argument(
+        "--lpips-heads", default="", metavar="FILE", help="LPIPS' heads, if the package is not installed"
+    )
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="picture to write (.png)")
@@ -39,10 +46,12 @@ def run(options: argparse.Namespace) -> int:
     from overture.data.sources import open_source
     from overture.data.stream import DataConfig, evaluation_batches
     from overture.data.transforms import to_float, to_uint8
+    from overture.evaluation.lpips import LpipsMeter
     from overture.evaluation.measure import reconstruction_report
     from overture.evaluation.networks import load_network
     from overture.evaluation.reconstruction import ReconstructionMeter
     from overture.evaluation.usage import UsageMeter
+    from overture.losses.perceptual import LpipsConfig
     from overture.pipeline import load_tokenizer
 
     if options.images < 0 or options.batch_size < 1:
@@ -50,6 +59,12 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         check_image_place(options.out)
     device = choose_device(options.device)
+    meters = []
+    if options.lpips:
+        network = LpipsConfig(vgg_weights=options.vgg_weights, heads=options.lpips_heads).build()
+        meters.append(LpipsMeter(network.to(device)))
+    elif options.vgg_weights or options.lpips_heads:
+        raise UsageError("--vgg-weights and --lpips-heads go with --lpips")
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
     data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
     source = open_source(options.data)
@@ -65,17 +80,21 @@ def run(options: argparse.Namespace) -> int:
 
     if options.network:
         result = reconstruction_report(
-            tokenizer, images(), load_network(options.network, device), device=device
+            tokenizer, images(), load_network(options.network, device), meters=meters, device=device
         ).to_dict()
     else:
         meter, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
         with torch.inference_mode(), tqdm(total=count, unit="image", desc="reconstructing", file=sys.stderr) as bar:
             for part in images():
                 ids = tokenizer.encode(to_float(part.to(device)))
-                meter.update(part, to_uint8(tokenizer.decode(ids)).cpu())
+                decoded = to_uint8(tokenizer.decode(ids)).cpu()
+                for each in (meter, *meters):
+                    each.update(part, decoded)
                 usage.update(ids)
                 bar.update(len(part))
         result = {"quality": meter.result().to_dict(), "usage": usage.result().to_dict()}
+    if meters:
+        result["quality"]["lpips"] = meters[0].result()
     if options.out:
         first = next(images())[:16]
         with torch.inference_mode():

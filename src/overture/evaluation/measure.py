@@ -9,7 +9,7 @@ Shapes: B batch, C channels, H W height and width, T tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
@@ -51,6 +51,16 @@ class TokenizerLike(Interface):
 
     def decode(self, ids: Tensor) -> Tensor:
         """Local ids ``[B, T]`` -> float ``[B, C, H, W]``, unclamped."""
+
+
+class PairMeter(Interface):
+    """Something that sees images and their reconstructions, uint8 ``[B, C, H, W]``."""
+
+    def update(self, images: Tensor, others: Tensor) -> None:
+        """Add pairs."""
+
+    def all_reduce(self) -> None:
+        """Add what all other processes have seen."""
 
 
 def take(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:
@@ -164,13 +174,14 @@ def reconstruction_report(
     reference: Reference | None = None,
     protocol: Protocol | None = None,
     *,
+    meters: Sequence[PairMeter] = (),
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> ReconstructionReport:
     """Encode and decode every image once: ``rFID`` or ``rFD(<network>)``, PSNR, SSIM and codebook usage.
 
     Reconstructions are compared as uint8. Without a ``reference`` they are measured against the very images they
-    come from, as rFID is meant.
+    come from, as rFID is meant. ``meters`` see every pair as well.
     """
     originals, reconstructions = GaussianStatistics(network.dims), GaussianStatistics(network.dims)
     meter, usage, digest = ReconstructionMeter(), UsageMeter(tokenizer.layout), ImageSetHash()
@@ -181,12 +192,13 @@ def reconstruction_report(
             sizes = f"{tuple(images.shape)} and came back as {tuple(decoded.shape)}"
             raise OvertureError(f"reconstruction: images went in as {sizes}; give images of the tokenizer's size")
         usage.update(ids)
-        meter.update(images.cpu(), decoded)
+        for each in (meter, *meters):
+            each.update(images.cpu(), decoded)
         reconstructions.update(network(decoded))
         if reference is None:
             originals.update(network(images))
             digest.update(images)
-    for part in (reconstructions, originals, meter, usage, digest):
+    for part in (reconstructions, originals, meter, *meters, usage, digest):
         part.all_reduce()
     if reference is None:
         reference = Reference(

@@ -1,0 +1,112 @@
+"""Where tokens look: attention of the encoder's last layers from each token to the patches of the image.
+
+For a prologue (or any segment of learned queries) the maps show what of the image each of its tokens reads; for patch
+tokens, what else a patch reads.
+
+Shapes: B images, T tokens of a segment, G patches along a side, H heads, L positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from overture.errors import UsageError
+from overture.nn.attention import Attention
+from overture.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["AttentionMaps", "attention_figure", "attention_maps"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """What the tokens of one segment read."""
+
+    segment: str
+    maps_BTGG: Tensor
+    """Attention to every patch, mean over heads; each map sums to ``share``."""
+    share_T: Tensor
+    """How much of a token's attention goes to patches (the rest goes to learned queries), mean over images."""
+    spread_T: Tensor
+    """Entropy of the map in bits, mean over images; 0 looks at one patch, log2 G*G at all alike."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {
+            "segment": self.segment,
+            "share_on_patches": self.share_T.tolist(),
+            "spread_bits": self.spread_T.tolist(),
+            "largest_spread_bits": float(torch.tensor(self.maps_BTGG[0, 0].numel()).log2()),
+        }
+
+
+@torch.inference_mode()
+def attention_maps(tokenizer: Tokenizer, images: Tensor, segment: str, layer: int = -1) -> AttentionMaps:
+    """Maps of all tokens of a segment, from float images ``[B, C, H, W]`` in [-1, 1]; ``layer`` counts from 0 or -1."""
+    config = tokenizer.config
+    tokenizer.layout.index(segment)
+    chosen = next(part for part in config.segments if part.name == segment)
+    encoder = tokenizer.post_encoder if chosen.source == "post" else tokenizer.encoder
+    assert encoder is not None
+    layers = [module for module in encoder.modules() if isinstance(module, Attention)]
+    if not -len(layers) <= layer < len(layers):
+        raise UsageError(f"attention: no layer {layer}, the encoder has {len(layers)} (0 to {len(layers) - 1})")
+    seen: list[tuple[Any, ...]] = []
+    hook = layers[layer].register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    try:
+        tokenizer.encode(images)
+    finally:
+        hook.remove()
+    weights_BLL = layers[layer].weights(*seen[0]).float().mean(dim=1)
+    patches = config.grid**2
+    start = 0
+    if chosen.source != "patches":
+        start = patches
+        for other in config.segments:
+            if other.name == segment:
+                break
+            start += other.tokens if other.source == chosen.source else 0
+    count = patches if chosen.source == "patches" else chosen.tokens
+    maps_BTP = weights_BLL[:, start : start + count, :patches].cpu()
+    shares_BT = maps_BTP.sum(dim=-1)
+    relative_BTP = maps_BTP / shares_BT[..., None].clamp(min=1e-12)
+    spread_BT = torch.special.entr(relative_BTP).sum(dim=-1) / torch.log(torch.tensor(2.0))
+    return AttentionMaps(
+        segment, maps_BTP.unflatten(-1, (config.grid, config.grid)), shares_BT.mean(dim=0), spread_BT.mean(dim=0)
+    )
+
+
+def attention_figure(images: Tensor, maps: AttentionMaps, tokens: int) -> Figure:
+    """Images uint8 ``[B, C, H, W]``, one row each: the image, then the maps of its first tokens laid over it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from overture.analysis.style import MUTED, SMALL_SIZE
+
+    count = min(tokens, maps.maps_BTGG.shape[1])
+    rows, height, width = len(images), images.shape[2], images.shape[3]
+    figure = Figure(figsize=(1.1 * (count + 1), 1.1 * rows + 0.3), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, count + 1, squeeze=False)
+    for row in range(rows):
+        pixels = images[row].permute(1, 2, 0).numpy()
+        grey = pixels.mean(axis=2)
+        grid[row][0].imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        for token in range(count):
+            axes = grid[row][token + 1]
+            axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.imshow(maps.maps_BTGG[row, token].numpy(), cmap="inferno", alpha=0.65, extent=extent)
+    for row in grid:
+        for axes in row:
+            axes.set_axis_off()
+    names = ["image", *(f"{maps.segment} {token + 1}" for token in range(count))]
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, fontsize=SMALL_SIZE, color=MUTED)
+    return figure
