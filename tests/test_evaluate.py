@@ -69,16 +69,20 @@ def test_precision_recall_is_brute_force(count: int, others: int, k: int, seed: 
     assert (result.precision, result.recall) == brute_force(samples, reference, k)
 
 
-def test_precision_recall_over_several_blocks(monkeypatch) -> None:
+@pytest.mark.parametrize("block", [7, 50, 1000])
+def test_precision_recall_over_several_blocks(monkeypatch, block: int) -> None:
     from overture.evaluation import precision_recall as module
 
-    samples, reference = torch.randn(50, 4), torch.randn(70, 4) * 1.2
-    whole = precision_recall(samples, reference)
+    generator = torch.Generator().manual_seed(1)
+    samples = torch.randn(90, 8, generator=generator)
+    reference = torch.randn(110, 8, generator=generator) * 1.2
+    expected = brute_force(samples.numpy(), reference.numpy(), 3)
     radii = neighbour_radii(samples)
-    monkeypatch.setattr(module, "BLOCK", 7)
-    assert precision_recall(samples, reference) == whole
-    torch.testing.assert_close(neighbour_radii(samples), radii)
-    assert 0 < whole.precision < 1
+    monkeypatch.setattr(module, "BLOCK", block)
+    result = precision_recall(samples, reference)
+    assert (result.precision, result.recall) == pytest.approx(expected, abs=1e-12)
+    torch.testing.assert_close(neighbour_radii(samples), radii, rtol=1e-5, atol=1e-6)
+    assert 0 < expected[0] < 1
 
 
 def test_precision_recall_extremes() -> None:

@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> int:
             for part in images():
                 ids = tokenizer.encode(to_float(part.to(device)))
                 decoded = to_uint8(tokenizer.decode(ids)).cpu()
-                for each in (meter, *meters):
+                meter.update(part, decoded)
+                for each in meters:
                     each.update(part, decoded)
                 usage.update(ids)
                 bar.update(len(part))

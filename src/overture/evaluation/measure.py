@@ -192,14 +192,17 @@ def reconstruction_report(
             sizes = f"{tuple(images.shape)} and came back as {tuple(decoded.shape)}"
             raise OvertureError(f"reconstruction: images went in as {sizes}; give images of the tokenizer's size")
         usage.update(ids)
-        for each in (meter, *meters):
+        meter.update(images.cpu(), decoded)
+        for each in meters:
             each.update(images.cpu(), decoded)
         reconstructions.update(network(decoded))
         if reference is None:
             originals.update(network(images))
             digest.update(images)
-    for part in (reconstructions, originals, meter, *meters, usage, digest):
+    for part in (reconstructions, originals, meter, usage, digest):
         part.all_reduce()
+    for each in meters:
+        each.all_reduce()
     if reference is None:
         reference = Reference(
             "the same images", originals.result(), digest.hexdigest(), network.name, network.weights_hash
