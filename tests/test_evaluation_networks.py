@@ -253,3 +253,24 @@ def test_the_cache_is_found(empty_caches, inception_file, monkeypatch) -> None:
     cached.parent.mkdir(parents=True)
     cached.symlink_to(path)
     assert load_network("inception").label == "FID"
+
+
+def test_pretrained_timm_weights(timm_file, monkeypatch) -> None:
+    """timm's own weights: a local model stands in for the download, which fails here otherwise."""
+    path, model = timm_file
+    create = timm.create_model
+
+    def stand_in(name, pretrained=False, **settings):
+        return model if pretrained else create(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", stand_in)
+    network = load_network("timm:test_resnet")
+    torch.testing.assert_close(network(images()), load_network(f"timm:test_resnet@{path}")(images()))
+    assert network.weights_hash == tensors_hash(model.state_dict())
+
+    def refuse(name, pretrained=False, **settings):
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(OvertureError, match=r"no route to the hub.*timm:test_resnet@FILE"):
+        load_network("timm:test_resnet")

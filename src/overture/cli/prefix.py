@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="pictures and figure (default: RUN/instruments)")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="the figure once more: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from overture.analysis.curves import prefix_figure
-    from overture.analysis.figures import save_figure
+    from overture.analysis.figures import check_figure_path, save_figure
     from overture.analysis.prefix import study_prefixes
     from overture.analysis.probe import prefix_lengths
     from overture.cli.common import choose_device, find_judge, parse_numbers, print_json
@@ -55,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     from overture.runs.instruments import FOLDER, Finding, save_finding
     from overture.runs.pictures import save_picture
 
+    if options.plot:
+        check_figure_path(options.plot)
     if options.images < 2 or options.pictures < 1 or options.batch_size < 1:
         raise UsageError("prefix: --images needs to be at least 2, --pictures and --batch-size at least 1")
     if not options.conditional and options.guidance not in ("1", "1.0"):
@@ -106,7 +109,9 @@ def run(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name, pictures in (("prefix-resampled", study.resampled), ("prefix-swapped", study.swapped)):
         save_picture(pictures.flatten(0, 1), pictures.shape[1], folder / f"{name}.png")
-    save_figure(prefix_figure(study.results, study.reconstruction_accuracy), folder / "prefix.svg")
+    figure = prefix_figure(study.results, study.reconstruction_accuracy)
+    for path in (folder / "prefix.svg", *([options.plot] if options.plot else [])):
+        save_figure(figure, path)
     if options.out is None:
         for finding in findings(record, study):
             save_finding(root, Finding(**finding))

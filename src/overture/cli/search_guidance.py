@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="other than the run's own samples (default: %(default)s)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dry-run", action="store_true", help="show the cost and stop")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="the figure once more: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -54,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show the cost, search, draw, print."""
     from overture.analysis.curves import landscape_figure
-    from overture.analysis.figures import save_figure
+    from overture.analysis.figures import check_figure_path, save_figure
     from overture.cli.common import choose_device, find_judge, print_json
     from overture.evaluation.measure import generation_distance
     from overture.evaluation.networks import load_network
@@ -65,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     from overture.training.checkpoint import read_metadata
 
     device, root = choose_device(options.device), Path(options.path)
+    if options.plot:
+        check_figure_path(options.plot)
     if options.batch_size < 1:
         raise UsageError("search-guidance: --batch-size needs to be at least 1")
     config = read_run_config(root)
@@ -127,7 +130,9 @@ def run(options: argparse.Namespace) -> int:
         "finalists": [_entry(scored, pipe) for scored in finalists],
         "measured": [{"step": step, **_entry(scored, pipe)} for step, scored in measured],
     }
-    save_figure(landscape_figure(measured, f"g{judge.label}"), root / FOLDER / "guidance-search.svg")
+    figure = landscape_figure(measured, f"g{judge.label}")
+    for path in (root / FOLDER / "guidance-search.svg", *([options.plot] if options.plot else [])):
+        save_figure(figure, path)
     caption = (
         f"g{judge.label} against {reference.name} at {search.coarse_samples:,} samples; large markers: finalists at "
         f"{search.final_samples:,}. Best: {record['best']['guidance']}, temperature {best.setting.temperature:g}, "  # type: ignore[index]

@@ -5,7 +5,8 @@ A network is named by a specification:
 * ``inception`` or ``inception:FILE``: the network of the original FID (2015 graph, in torch-fidelity's port), pool3,
   2048 features. Only this one, with the official weights, gives numbers called FID.
 * ``domain:FILE``: our classifier, trained on the very data set (``overture.training.classifier``).
-* ``timm:MODEL@FILE``: a timm model with weights from a local file.
+* ``timm:MODEL@FILE``: a timm model with weights from a local file; ``timm:MODEL``: with timm's own pretrained weights,
+  from its cache or the hub.
 * ``random:DIMS``: a fixed random network, for tests and benchmarks; its numbers mean little.
 
 Shapes: B batch, C channels, H W height and width, D features, K classes.
@@ -43,7 +44,7 @@ __all__ = [
 FORMS = {
     "inception": "inception or inception:FILE",
     "domain": "domain:FILE",
-    "timm": "timm:MODEL@FILE",
+    "timm": "timm:MODEL@FILE, or timm:MODEL for its pretrained weights",
     "random": "random:DIMS",
 }
 
@@ -114,8 +115,8 @@ def load_network(specification: str, device: torch.device | str = "cpu") -> Feat
     if kind == "random" and rest.isdecimal() and int(rest) > 0:
         return RandomNetwork(int(rest), device)
     model, at, file = rest.partition("@")
-    if kind == "timm" and model and at and file:
-        return TimmNetwork(model, Path(file), device)
+    if kind == "timm" and model and bool(at) == bool(file):
+        return TimmNetwork(model, Path(file) if file else None, device)
     raise UsageError(f"feature network '{specification}' is incomplete: write {FORMS[kind]}")
 
 
@@ -203,9 +204,9 @@ class InceptionNetwork:
 
 
 class TimmNetwork:
-    """Any timm model with weights from a local file: the features before its last layer."""
+    """Any timm model: the features before its last layer. Weights come from a local file, or are timm's pretrained ones."""
 
-    def __init__(self, model: str, path: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: str, path: Path | None, device: torch.device | str = "cpu") -> None:
         try:
             import timm
             from timm.data.config import resolve_model_data_config
@@ -213,9 +214,9 @@ class TimmNetwork:
             raise missing_package("timm", "timm", f"the feature network timm:{model}") from error
         if model.partition(".")[0] not in timm.list_models():
             raise UsageError(f"timm has no model '{model}'{_nearest_of_many(model, timm.list_models())}")
-        state = _load_state(path)
+        state = _pretrained_state(model) if path is None else _load_state(path)
         self.device = torch.device(device)
-        self.weights_hash = _file_hash(path)
+        self.weights_hash = tensors_hash(state) if path is None else _file_hash(path)
         self.name = f"timm:{model}"
         self.label = f"FD({self.name})"
         # The file decides how many classes there are; a file without a last layer gives a model without one.
@@ -223,7 +224,7 @@ class TimmNetwork:
         weight = state.get(f"{head}.weight") if isinstance(head, str) else None
         self.num_classes = 0 if weight is None else len(weight)
         network: Any = timm.create_model(model, pretrained=False, num_classes=self.num_classes)
-        _load_into(network, state, path)
+        _load_into(network, state, path or Path(f"pretrained weights of {model}"))
         self.model = network.eval().requires_grad_(False).to(self.device)
         data = resolve_model_data_config(network)
         self.size: tuple[int, int] = tuple(data["input_size"][-2:])
@@ -343,6 +344,20 @@ def _load_into(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             shapes = f"{tuple(state[name].shape)}, need {tuple(expected[name].shape)}"
             raise OvertureError(f"{path}: weight '{name}' has shape {shapes}; the file belongs to another model")
     module.load_state_dict({name: state[name] for name in expected})
+
+
+def _pretrained_state(model: str) -> dict[str, Tensor]:
+    """The weights that timm publishes for the model, from its cache or the hub."""
+    import timm
+
+    try:
+        network = timm.create_model(model, pretrained=True)
+    except Exception as error:  # no weights, no network, a damaged cache: each package on the way has its own types
+        reason = " ".join(str(error).split())[:200]
+        raise OvertureError(
+            f"timm:{model}: its pretrained weights cannot be had ({reason}); give a file as timm:{model}@FILE"
+        ) from error
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 
 def _inception_caches() -> list[Path]:
