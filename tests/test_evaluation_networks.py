@@ -145,7 +145,7 @@ def test_random() -> None:
         ("inseption", "did you mean 'inception'"),
         ("", "unknown feature network ''"),
         ("domain", "write domain:FILE"),
-        ("timm:resnet18", "write timm:MODEL@FILE"),
+        ("timm:resnet18@", "write timm:MODEL@FILE"),
         ("random:x", "write random:DIMS"),
         ("random:0", "write random:DIMS"),
     ],

@@ -58,6 +58,32 @@ def test_losses_and_gradients_of_the_generator_step(parts, monkeypatch: pytest.M
     assert tokenizer.quantizers["visual"].codebook.grad is None
 
 
+def test_the_early_backward_pass_is_the_plain_one(parts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    tokenizer, joint, images, expected = parts
+    monkeypatch.setattr(JointPrior, "draw_dropped", lambda self, batch: torch.tensor(expected["joint_dropped_rows"]))
+    classes = torch.full((len(images),), joint.prior.unconditional)
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokenizer.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in tokenizer.named_parameters() if p.grad is not None}
+
+    out = tokenizer(images)
+    plain_terms = joint.encoder_terms(tokenizer, out, classes)
+    plain_loss = torch.stack(joint.weigh(plain_terms, tokenizer)).sum()
+    plain = gradients(plain_loss + out.reconstruction.square().mean())
+    read = tokenizer.read(images)
+    terms, loss = joint.encoder_loss(tokenizer, read, classes)
+    early = gradients(loss + tokenizer.show(read).square().mean())
+    torch.testing.assert_close(loss.detach(), plain_loss.detach())
+    assert terms.keys() == plain_terms.keys()
+    assert early.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(early[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    assert all(parameter.grad is None for parameter in joint.prior.parameters())
+    tokenizer.zero_grad()
+
+
 def test_the_priors_own_step_is_the_mean_cross_entropy(parts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     tokenizer, joint, images, _ = parts
     monkeypatch.setattr(JointPrior, "draw_dropped", lambda self, batch: torch.zeros(batch, dtype=torch.bool))

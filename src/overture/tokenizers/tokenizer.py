@@ -20,9 +20,23 @@ from overture.quantizers import Quantized, Quantizer
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.patches import join_patches, split_patches
 
-__all__ = ["Tokenized", "Tokenizer"]
+__all__ = ["Read", "Tokenized", "Tokenizer"]
 
 _AXES = ("row", "column", "index")
+
+
+class Read(NamedTuple):
+    """What encoder and quantizers make of images: ids ``[B, T]``, what each quantizer said, and the encoder outputs
+    ``[B, L, D]`` each segment was read from."""
+
+    ids: Tensor
+    quantized: dict[str, Quantized]
+    features: dict[str, Tensor]
+
+    @property
+    def quantizer_loss(self) -> Tensor:
+        """The quantizers' own losses, added."""
+        return torch.stack([quantized.loss for quantized in self.quantized.values()]).sum()
 
 
 class Tokenized(NamedTuple):
@@ -33,11 +47,6 @@ class Tokenized(NamedTuple):
     ids: Tensor
     quantized: dict[str, Quantized]
     features: dict[str, Tensor]
-
-    @property
-    def quantizer_loss(self) -> Tensor:
-        """The quantizers' own losses, added."""
-        return torch.stack([quantized.loss for quantized in self.quantized.values()]).sum()
 
 
 class _WithRotary(nn.Module):
@@ -169,11 +178,18 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tokenized:
         """Everything stage 1 needs from one pass over images ``[B, C, H, W]`` in [-1, 1]."""
+        read = self.read(images)
+        return Tokenized(self.show(read), read.ids, read.quantized, read.features)
+
+    def read(self, images: Tensor) -> Read:
+        """The first half of :meth:`forward`: what encoder and quantizers make of the images."""
         features = self.features(images)
         quantized = {name: self._quantizer(name)(part) for name, part in features.items()}
-        ids = torch.cat([part.ids for part in quantized.values()], dim=1)
-        reconstruction = self._images({name: part.codes for name, part in quantized.items()})
-        return Tokenized(reconstruction, ids, quantized, features)
+        return Read(torch.cat([part.ids for part in quantized.values()], dim=1), quantized, features)
+
+    def show(self, read: Read) -> Tensor:
+        """The second half: the reconstruction ``[B, C, H, W]``, not clamped."""
+        return self._images({name: part.codes for name, part in read.quantized.items()})
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from overture.errors import UsageError
 from overture.layout import Layout
 from overture.priors.model import PriorConfig
-from overture.tokenizers.tokenizer import Tokenized, Tokenizer
+from overture.tokenizers.tokenizer import Read, Tokenized, Tokenizer
 from overture.training.checkpoint import save_prior
 from overture.training.distributed import World
 from overture.training.ema import EMA
@@ -76,11 +76,26 @@ class JointPrior:
         self.prior.requires_grad_(False)  # frozen but for its own step
         self.fillers = input_fillers(layout).to(world.device)
 
-    def encoder_terms(self, tokenizer: Tokenizer, out: Tokenized, classes: Tensor) -> dict[str, Tensor]:
+    def encoder_terms(self, tokenizer: Tokenizer, out: Read | Tokenized, classes: Tensor) -> dict[str, Tensor]:
         """Cross-entropy by segment with the prior's weights frozen; its gradient reaches the encoder."""
         self.prior.eval()
         embeddings_BLD = self.embeddings(tokenizer, out, self.draw_dropped(len(out.ids)))
         return self.terms(embeddings_BLD, self.layout.to_sequence(out.ids), classes)
+
+    def encoder_loss(self, tokenizer: Tokenizer, read: Read, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms as numbers, and their weighted sum whose gradient reaches the encoder.
+
+        The prior's own backward pass is run here, down to its input embeddings, so that its activations are gone before
+        the decoder's come: the sum only holds on to the embeddings and to the gradient they are owed.
+        """
+        self.prior.eval()
+        embeddings_BLD = self.embeddings(tokenizer, read, self.draw_dropped(len(read.ids)))
+        leaf_BLD = embeddings_BLD.detach().requires_grad_()
+        terms = self.terms(leaf_BLD, self.layout.to_sequence(read.ids), classes)
+        total = torch.stack(self.weigh(terms, tokenizer)).sum()
+        (gradient_BLD,) = torch.autograd.grad(total, leaf_BLD)
+        carrier = (embeddings_BLD.float() * gradient_BLD.float()).sum()
+        return {name: term.detach() for name, term in terms.items()}, total.detach() + carrier - carrier.detach()
 
     def weigh(self, terms: dict[str, Tensor], tokenizer: Tokenizer) -> list[Tensor]:
         """The terms of :meth:`encoder_terms` as they enter the generator's loss."""
@@ -88,7 +103,7 @@ class JointPrior:
         weights = {True: self.config.encoder_weight, False: self.config.prologue_weight}
         return [weights[name in decoded] * term for name, term in terms.items()]
 
-    def embeddings(self, tokenizer: Tokenizer, out: Tokenized, dropped_B: Tensor) -> Tensor:
+    def embeddings(self, tokenizer: Tokenizer, out: Read | Tokenized, dropped_B: Tensor) -> Tensor:
         """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""
         table_VD = self.prior.token_embedding.weight
         sequence_BL = self.layout.to_sequence(out.ids)

@@ -130,7 +130,9 @@ class TokenizerTrainer:
         self.joint = training.joint.build(config.layout, training.steps, world) if training.joint else None
         for module in (self.tokenizer, *([self.joint.prior] if self.joint else [])):
             set_recompute(module, training.recompute)
-        self.forward = torch.compile(self.tokenizer) if training.compile else self.tokenizer
+        self.read, self.show = self.tokenizer.read, self.tokenizer.show
+        if training.compile:
+            self.read, self.show = torch.compile(self.read), torch.compile(self.show)
         self.step = 0
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
@@ -155,20 +157,23 @@ class TokenizerTrainer:
         training = self.training
         self.tokenizer.train()
         with autocast(self.world.device, training.precision):
-            out = self.forward(images)
+            read = self.read(images)
+            likelihood: dict[str, Tensor] = {}
+            weighted: list[Tensor] = []
+            if self.joint and classes is not None:  # before the decoder: its activations and the prior's never meet
+                likelihood, loss = self.joint.encoder_loss(self.tokenizer, read, classes)
+                weighted.append(loss)
+            out = Tokenized(self.show(read), *read)
             terms = self.reconstruction(out.reconstruction, images)
-            weighted = [terms.pop("total")]
+            weighted.append(terms.pop("total"))
             if not isinstance(training.perceptual, NoPerceptual):
                 terms["perceptual"] = self.perceptual(out.reconstruction, images)
                 weighted.append(training.perceptual_weight * terms["perceptual"])
             if training.adversarial.active(self.step):
                 terms["adversarial"] = self.adversarial.generator_loss(out.reconstruction)
                 weighted.append(training.adversarial.weight * terms["adversarial"])
-            if self.joint and classes is not None:
-                likelihood = self.joint.encoder_terms(self.tokenizer, out, classes)
-                terms |= likelihood
-                weighted += self.joint.weigh(likelihood, self.tokenizer)
-        terms["quantizer"] = out.quantizer_loss
+        terms |= likelihood
+        terms["quantizer"] = read.quantizer_loss
         weighted.append(training.quantizer_weight * terms["quantizer"])
         check_finite(terms, "tokenizer", self.step)
         total = torch.stack([term.float() for term in weighted]).sum()
