@@ -151,6 +151,7 @@ class JointPrior:
         zero_nonfinite_gradients(parameters)
         set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.prior.requires_grad_(False)
         self.ema.update(self.prior)
         return {"joint_prior": loss.detach()}

@@ -209,6 +209,7 @@ class TokenizerTrainer:
             nn.utils.clip_grad_norm_(parameters, clip)
         set_learning_rate(optimizer, rate)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # gradients must not lie about while the next forward pass needs room
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
