@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     from overture.analysis.attention import attention_figure, attention_maps
     from overture.analysis.figures import check_figure_path, save_figure
-    from overture.cli.common import choose_device, print_json
-    from overture.cli.search_guidance import read_run_config
+    from overture.cli.common import choose_device, print_json, read_run_config
     from overture.data import open_source
     from overture.data.base import subset
     from overture.data.stream import DataConfig, evaluation_batches

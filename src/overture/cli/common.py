@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from overture.runs.config import RunConfig
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -32,6 +34,20 @@ def find_judge(run: Path) -> Path:
         if (folder / "judge.safetensors").is_file():
             return folder / "judge.safetensors"
     raise UsageError(f"{run}: holds no judge; give one with --network domain:FILE")
+
+
+def read_run_config(root: Path) -> RunConfig:
+    """The resolved config of a run."""
+    from overture.config import from_dict
+    from overture.runs.config import RunConfig
+
+    path = root / "config.json"
+    try:
+        return from_dict(RunConfig, json.loads(path.read_text()), str(path))
+    except OSError as error:
+        raise UsageError(f"{root}: not a run directory (no readable config.json)") from error
+    except ValueError as error:
+        raise OvertureError(f"{path}: damaged ({error})") from error
 
 
 def choose_device(name: str) -> torch.device:

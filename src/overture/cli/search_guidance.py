@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.errors import OvertureError, UsageError
+from overture.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Show the cost, search, draw, print."""
     from overture.analysis.curves import landscape_figure
     from overture.analysis.figures import check_figure_path, save_figure
-    from overture.cli.common import choose_device, find_judge, print_json
+    from overture.cli.common import choose_device, find_judge, print_json, read_run_config
     from overture.evaluation.measure import generation_distance
     from overture.evaluation.networks import load_network
     from overture.pipeline import Pipeline, load_prior, load_tokenizer
@@ -149,22 +149,6 @@ def run(options: argparse.Namespace) -> int:
                 f"--guidance '{entry['guidance']}' --temperature {entry['temperature']:g}"
             )
     return 0
-
-
-def read_run_config(root: Path) -> RunConfig:
-    """The resolved config of a run."""
-    import json
-
-    from overture.config import from_dict
-    from overture.runs.config import RunConfig
-
-    path = root / "config.json"
-    try:
-        return from_dict(RunConfig, json.loads(path.read_text()), str(path))
-    except OSError as error:
-        raise UsageError(f"{root}: not a run directory (no readable config.json)") from error
-    except ValueError as error:
-        raise OvertureError(f"{path}: damaged ({error})") from error
 
 
 def choose_reference(
