@@ -41,19 +41,16 @@ def precision_recall(
     if samples_ND.shape[1] != reference_MD.shape[1]:
         dims = f"{samples_ND.shape[1]} against {reference_MD.shape[1]}"
         raise OvertureError(f"precision and recall: {dims} features; both sides need the same network")
-    # Distances do not change when all points move, and lose less to rounding when they lie around zero.
-    centre_D = reference_MD.double().mean(dim=0).float()
-    samples_ND, reference_MD = samples_ND.float() - centre_D, reference_MD.float() - centre_D
-    own, other = _blocks(len(samples_ND)), _blocks(len(reference_MD))
+    samples, reference = (Points(part, _mean(reference_MD)) for part in (samples_ND, reference_MD))
+    own, other = _blocks(len(samples)), _blocks(len(reference))
     pairs = len(own) * (len(own) + 1) // 2 + len(other) * (len(other) + 1) // 2 + len(own) * len(other)
     with tqdm(total=pairs, desc="precision and recall", unit="block", disable=not progress) as bar:
-        radii_N = _radii(samples_ND, neighbours, bar)
-        radii_M = _radii(reference_MD, neighbours, bar)
-        inside_N = torch.zeros(len(samples_ND), dtype=torch.bool, device=samples_ND.device)
-        inside_M = torch.zeros(len(reference_MD), dtype=torch.bool, device=samples_ND.device)
+        radii_N, radii_M = (_radii(points, neighbours, bar) for points in (samples, reference))
+        inside_N = torch.zeros(len(samples), dtype=torch.bool, device=samples_ND.device)
+        inside_M = torch.zeros(len(reference), dtype=torch.bool, device=samples_ND.device)
         for rows in own:
             for columns in other:
-                distances_BC = _squared_distances(samples_ND[rows], reference_MD[columns])
+                distances_BC = _squared_distances(samples.block(rows), reference.block(columns))
                 inside_N[rows] |= (distances_BC <= radii_M[columns]).any(dim=1)
                 inside_M[columns] |= (distances_BC <= radii_N[rows, None]).any(dim=0)
                 bar.update()
@@ -63,18 +60,39 @@ def precision_recall(
 def neighbour_radii(features_ND: Tensor, neighbours: int = 3) -> Tensor:
     """Squared distance ``[N]`` of every member to its k-th nearest other member."""
     with tqdm(disable=True) as bar:
-        return _radii(features_ND.float() - features_ND.double().mean(dim=0).float(), neighbours, bar)
+        return _radii(Points(features_ND, _mean(features_ND)), neighbours, bar)
 
 
-def _radii(x_ND: Tensor, neighbours: int, bar: tqdm[None]) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Points:
+    """A set of features, seen from a centre: never copied as a whole."""
+
+    features_ND: Tensor
+    centre_D: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features_ND)
+
+    def block(self, rows: slice) -> Tensor:
+        """Some members. Distances do not change when all points move, and lose less to rounding around zero."""
+        return self.features_ND[rows].float() - self.centre_D
+
+
+def _mean(features_ND: Tensor) -> Tensor:
+    total_D = torch.stack([part.double().sum(dim=0) for part in features_ND.split(BLOCK)]).sum(dim=0)
+    return (total_D / len(features_ND)).float()
+
+
+def _radii(points: Points, neighbours: int, bar: tqdm[None]) -> Tensor:
     """Every pair of blocks is computed once, and serves the rows of the one and of the other."""
-    if len(x_ND) <= neighbours:
-        raise OvertureError(f"precision and recall: {len(x_ND)} images, needs more than {neighbours} on each side")
-    nearest_Nk = x_ND.new_full((len(x_ND), neighbours), torch.inf)
-    blocks = _blocks(len(x_ND))
+    if len(points) <= neighbours:
+        raise OvertureError(f"precision and recall: {len(points)} images, needs more than {neighbours} on each side")
+    nearest_Nk = points.centre_D.new_full((len(points), neighbours), torch.inf)
+    blocks = _blocks(len(points))
     for number, rows in enumerate(blocks):
+        own_BD = points.block(rows)
         for columns in blocks[number:]:
-            distances_BC = _squared_distances(x_ND[rows], x_ND[columns])
+            distances_BC = _squared_distances(own_BD, points.block(columns))
             if rows == columns:
                 distances_BC.fill_diagonal_(torch.inf)
             else:
