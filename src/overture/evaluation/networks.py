@@ -14,7 +14,6 @@ Shapes: B batch, C channels, H W height and width, D features, K classes.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import urllib.error
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from overture.data.transforms import to_float
 from overture.errors import OvertureError, UsageError, missing_package, nearest
+from overture.evaluation.reference import file_hash
 from overture.nn.classifier import load_classifier, tensors_hash
 
 __all__ = [
@@ -172,7 +172,7 @@ class InceptionNetwork:
     def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
         path = path or _find_inception()
         self.device = torch.device(device)
-        self.weights_hash = _file_hash(path)
+        self.weights_hash = file_hash(path)
         official = self.weights_hash.startswith(INCEPTION_SHA256_PREFIX)
         self.name = "inception"
         self.label = "FID" if official else f"FD({self.name})"
@@ -216,7 +216,7 @@ class TimmNetwork:
             raise UsageError(f"timm has no model '{model}'{_nearest_of_many(model, timm.list_models())}")
         state = _pretrained_state(model) if path is None else _load_state(path)
         self.device = torch.device(device)
-        self.weights_hash = tensors_hash(state) if path is None else _file_hash(path)
+        self.weights_hash = tensors_hash(state) if path is None else file_hash(path)
         self.name = f"timm:{model}"
         self.label = f"FD({self.name})"
         # The file decides how many classes there are; a file without a last layer gives a model without one.
@@ -308,14 +308,6 @@ def _nearest_of_many(model: str, models: list[str]) -> str:
     return hint if hint.startswith(" (did") else " (timm.list_models() shows all)"
 
 
-def _file_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot read the weights ({error.strerror})") from error
-
-
 def _load_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name from ``.safetensors``, or from a ``.pth`` read without unpickling code."""
     if not path.is_file():
@@ -372,7 +364,7 @@ def _find_inception() -> Path:
         for file in INCEPTION_FILES:
             path = folder / file
             if path.is_file():
-                if not _file_hash(path).startswith(INCEPTION_SHA256_PREFIX):
+                if not file_hash(path).startswith(INCEPTION_SHA256_PREFIX):
                     raise OvertureError(f"{path}: these are not the official Inception weights; delete the file")
                 return path
     path = folders[0] / INCEPTION_FILES[0]
