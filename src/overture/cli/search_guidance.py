@@ -119,6 +119,9 @@ def run(options: argparse.Namespace) -> int:
 
     finalists = search.run(measure, seen)
     best = finalists[0]
+    at_edge = len(search.scales) > 1 and best.setting.scale == max(search.scales)
+    if at_edge:
+        print(f"the best scale ({best.setting.scale:g}) is the largest that was tried: widen --scales", file=sys.stderr)
     record = {
         "name": f"g{judge.label}",
         "reference": reference.name,
@@ -127,6 +130,7 @@ def run(options: argparse.Namespace) -> int:
         "network_hash": judge.weights_hash,
         "seed": options.seed,
         "best": _entry(best, pipe),
+        "best_at_edge": at_edge,
         "finalists": [_entry(scored, pipe) for scored in finalists],
         "measured": [{"step": step, **_entry(scored, pipe)} for step, scored in measured],
     }
