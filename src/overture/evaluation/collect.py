@@ -43,7 +43,6 @@ class Collected:
     cut: str | None = None
     """What was done to the images before, in words."""
     network_hash: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 def collect(

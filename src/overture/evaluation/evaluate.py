@@ -105,10 +105,7 @@ def collect_reference(
         pictures = collect(
             open_images(spec, image_size), network, keep_features=True, batch_size=batch_size, progress=progress
         )
-        notes = (f"precision, recall and KID against the {pictures.images:,} images of the reference",)
-        side = dataclasses.replace(
-            side, features_ND=pictures.features_ND, size=pictures.size, cut=pictures.cut, notes=notes
-        )
+        side = dataclasses.replace(side, features_ND=pictures.features_ND, size=pictures.size, cut=pictures.cut)
     return side
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from overture.analysis.entropy import conditional_entropy
 from overture.data.stream import ImageData, evaluation_batches
-from overture.data.transforms import to_float, to_uint8
+from overture.data.transforms import to_uint8
 from overture.errors import OvertureError
 from overture.evaluation.measure import generation_distance, reconstruction_report
 from overture.evaluation.networks import FeatureNetwork
@@ -25,6 +25,7 @@ from overture.pipeline import Pipeline
 from overture.priors.guidance import Guidance, parse_temperature
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.evaluate import balanced_classes
 from overture.runs.pictures import picture_grid
 from overture.tokenizers.tokenizer import Tokenizer
 from overture.training.prior import PriorTrainer
@@ -73,15 +74,12 @@ class TokenizerWatch(_Watch):
     def measure(self, step: int) -> dict[str, float]:
         """rFD, PSNR, SSIM, share of codes used by segment, and the entropy of the images' tokens."""
         tokenizer, count = self.trainer.tokenizer.eval(), min(self.config.watch.images, len(self.data.held_out))
+        plain = _Plain(tokenizer)
         with alone(), torch.inference_mode():
             report = reconstruction_report(
-                _Plain(tokenizer), _first(self._images(), count), self.judge, device=self.trainer.world.device
+                plain, _first(self._images(), count), self.judge, device=self.trainer.world.device
             )
-            ids = [
-                tokenizer.encode(to_float(images.to(self.trainer.world.device))).cpu()
-                for images in _first(self._images(), count)
-            ]
-        entropy = conditional_entropy(torch.cat(ids).numpy(), layout=tokenizer.layout)
+        entropy = conditional_entropy(torch.cat(plain.seen).numpy(), layout=tokenizer.layout)
         values = {
             "rfd": report.distance.value,
             "psnr": report.quality.psnr,
@@ -135,7 +133,7 @@ class PriorWatch(_Watch):
 
     def _samples(self, pipe: Pipeline, guidance: Guidance, temperature: Any, step: int, name: str) -> Iterator[Tensor]:
         evaluation, prior = self.config.evaluation, self.config.prior
-        classes = torch.arange(self.config.watch.samples) % prior.num_classes
+        classes = balanced_classes(self.config.watch.samples, prior.num_classes)
         for number, part in enumerate(classes.split(evaluation.batch_size)):
             seed = self.config.seed * 1_000_003 + number  # the same at every step
             settings = {"guidance": guidance, "temperature": temperature}
@@ -151,10 +149,17 @@ class PriorWatch(_Watch):
 
 
 class _Plain:
-    """A tokenizer in training as evaluation wants it."""
+    """A tokenizer in training as evaluation wants it; keeps the ids that it gave."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.layout, self.encode, self.decode = tokenizer.layout, tokenizer.encode, tokenizer.decode
+        self.tokenizer, self.layout, self.decode = tokenizer, tokenizer.layout, tokenizer.decode
+        self.seen: list[Tensor] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Local ids."""
+        ids = self.tokenizer.encode(images)
+        self.seen.append(ids.cpu())
+        return ids
 
 
 def _first(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
