@@ -28,6 +28,7 @@ RECIPES = {
     "imagenet-1d": "overture.recipes.imagenet:imagenet_1d",
     "imagenet-vcq": "overture.recipes.imagenet:imagenet_vcq",
     "prologue-fashion-mnist": "overture.recipes.small_prologue:prologue_fashion_mnist",
+    "prologue-post-fashion-mnist": "overture.recipes.small_prologue:prologue_post_fashion_mnist",
     "vcq-prologue": "overture.recipes.small_prologue:vcq_prologue",
     "prologue-b-b": "overture.recipes.prologue:prologue_b_b",
     "prologue-b-l": "overture.recipes.prologue:prologue_b_l",
