@@ -215,7 +215,7 @@ def test_broken_files_are_one_line_errors(tmp_path) -> None:
     with pytest.raises(OvertureError, match="holds images, needs mu and sigma"):
         Gaussian.load(path)
     np.savez(path, mu=np.array([object()] * 2), sigma=np.eye(2))
-    with pytest.raises(OvertureError, match=r"not a readable \.npz"):
+    with pytest.raises(OvertureError, match="mu is object, needs real numbers"):
         Gaussian.load(path)
     np.savez(path, mu=np.zeros(2), sigma=np.eye(3))
     with pytest.raises(OvertureError, match="have shapes"):

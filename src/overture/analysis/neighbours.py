@@ -64,13 +64,23 @@ def nearest_by_tokens(samples_NT: Tensor, training_MT: Tensor) -> Neighbours:
 
 
 def suspicious_share(samples: Neighbours, held_out: Neighbours) -> dict[str, Any]:
-    """Share of the samples nearer to training than 99 % of held-out images, with both medians."""
+    """Share of the samples nearer to training than 99 % of held-out images, with both medians.
+
+    Distances in tokens are whole numbers, so many can lie just at the threshold: those count with the weight that gives
+    held-out images a share of exactly 1 %.
+    """
     yardstick = held_out.distances_N.double()
-    threshold = float(yardstick.quantile(QUANTILE))
+    threshold = float(yardstick.quantile(QUANTILE, interpolation="lower"))
     distances = samples.distances_N.double()
+    below, at = (float((yardstick < threshold).double().mean()), float((yardstick == threshold).double().mean()))
+    weight = min(1.0, max(0.0, (QUANTILE - below) / at))
+
+    def share(of: Tensor) -> float:
+        return float((of < threshold).double().mean() + weight * (of == threshold).double().mean())
+
     return {
-        "suspicious_share": float((distances < threshold).double().mean()),
-        "held_out_share": float((yardstick < threshold).double().mean()),
+        "suspicious_share": share(distances),
+        "held_out_share": share(yardstick),
         "threshold": threshold,
         "median": float(distances.median()),
         "held_out_median": float(yardstick.median()),

@@ -30,10 +30,16 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def find_judge(run: Path) -> Path:
     """The judge of a run: beside it when a recipe has several runs, else in it."""
-    for folder in (run / "networks", run.parent / "networks"):
-        if (folder / "judge.safetensors").is_file():
-            return folder / "judge.safetensors"
-    raise UsageError(f"{run}: holds no judge; give one with --network domain:FILE")
+    judge = find_networks(run) / "judge.safetensors"
+    if not judge.is_file():
+        raise UsageError(f"{run}: holds no judge; give one with --network domain:FILE")
+    return judge
+
+
+def find_networks(run: Path) -> Path:
+    """The folder of a run's networks and of the reference that it reports against."""
+    own = run.resolve() / "networks"
+    return own if own.is_dir() else own.parent.parent / "networks"
 
 
 def read_run_config(root: Path) -> RunConfig:

@@ -94,12 +94,12 @@ def run(options: argparse.Namespace) -> int:
     if not world.is_main:
         return 0
     record = {"samples": options.samples, "reference": options.reference, **result.to_dict()}
-    if options.out:
-        write_record(record, options.out)
     if options.json:
         print_json(record)
     else:
         print(describe(result))
+    if options.out:  # last: a full disk must not cost the numbers
+        write_record(record, options.out)
     return 0
 
 
@@ -109,6 +109,8 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError("evaluate: give --reference REF to measure against, or --make-reference OUT.npz to make one")
     if options.make_reference and options.make_reference.suffix != ".npz":
         raise UsageError(f"--make-reference {options.make_reference}: a reference is an .npz file")
+    if options.out and options.out.is_dir():
+        raise UsageError(f"--out {options.out}: is a folder; name a .json file")
     if options.keep_images and not options.make_reference:
         raise UsageError("--keep-images goes with --make-reference")
     if options.inception_weights and options.network != "inception":

@@ -8,6 +8,8 @@ from typing import Any
 
 from overture.errors import UsageError
 
+YARDSTICK = 2000  # held-out images: enough that their nearest hundredth is known
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
@@ -57,9 +59,14 @@ def run(options: argparse.Namespace) -> int:
     judge = load_network(options.network or f"domain:{find_judge(root)}", device)
     tokenizer, prior = load_tokenizer(options.path, device=device), load_prior(options.path, device=device)
     train, held_out = (load_ids(root / "tokens" / f"{part}.tokens").ids for part in ("train", "val"))
-    training_ids = torch.from_numpy(train[: options.rows].astype("int64"))
-    chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[: options.samples].numpy()
-    held_out_ids = torch.from_numpy(held_out[chosen].astype("int64"))
+
+    def drawn(rows: Any, count: int | None) -> Tensor:
+        """Token files are sorted as their data: a part of one is drawn from the whole."""
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+        return torch.from_numpy(rows[order.sort().values.numpy()].astype("int64"))
+
+    training_ids = drawn(train, options.rows)
+    held_out_ids = drawn(held_out, max(options.samples, YARDSTICK))
     settings: dict[str, Any] = {
         "guidance": Guidance.parse(options.guidance),
         "temperature": parse_temperature(options.temperature),

@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
     data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
     source = open_source(options.data)
-    count = min(options.images or len(source), len(source))
+    if options.images and options.images > len(source):
+        raise UsageError(f"--images is {options.images:,}, but {options.data} has {len(source):,}")
+    count = options.images or len(source)
 
     def images() -> Any:
         left = count

@@ -31,8 +31,8 @@ class LoadedIds:
     layout: Layout | None = None
 
 
-def load_ids(path: Path | str, crop: int = 0) -> LoadedIds:
-    """The ids in a token file (of one ``crop`` of every image), a ``.npy`` or a ``.npz`` file.
+def load_ids(path: Path | str, crop: int | None = None) -> LoadedIds:
+    """The ids in a token file (of one ``crop`` of every image: the central one unless told), a ``.npy`` or a ``.npz`` file.
 
     In an ``.npz``: the array called ``ids``, ``tokens`` or ``arr_0``, else the first 2-D array of integers; labels are
     the array called ``labels`` or ``arr_1``, when it has one integer per row.
@@ -49,6 +49,7 @@ def load_ids(path: Path | str, crop: int = 0) -> LoadedIds:
         raise OvertureError(f"{path}: cannot read it ({error.strerror})") from error
     if start == MAGIC:
         tokens = TokenFile.open(path)
+        crop = tokens.central_crop if crop is None else crop
         if not 0 <= crop < tokens.crops:
             raise UsageError(f"{path}: no crop {crop}, it has {tokens.crops} (counted from 0)")
         return LoadedIds(tokens.stored[:, crop], tokens.labels, tokens.layout)

@@ -37,10 +37,29 @@ class ArrayEntry:
     dtype: np.dtype[Any]
     offset: int | None
     """Where its first number lies in the file; None when it is compressed."""
+    fortran: bool = False
+    """Stored column by column."""
+
+    def check(self) -> None:
+        """Refuse an array that :meth:`rows` cannot read, and stored bytes that their own checksum denies."""
+        with _failures(self.file):
+            self._check_form()
+            if self.member and self.offset is not None:
+                with zipfile.ZipFile(self.file) as archive, archive.open(self.member) as stream:
+                    while stream.read(1 << 22):  # compares the checksum at the end
+                        pass
+
+    def _check_form(self) -> None:
+        if self.fortran:
+            raise ValueError("an array is stored column by column; save it again with numpy.ascontiguousarray")
+        if self.dtype.hasobject:
+            raise ValueError("an array holds Python objects, which are never read")
 
     def rows(self, start: int, stop: int, step: int) -> Iterator[NDArray[Any]]:
         """Rows ``start .. stop`` in pieces of at most ``step`` rows."""
         row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        with _failures(self.file):
+            self._check_form()
         with _failures(self.file), self._open(start * row_bytes) as stream:
             for first in range(start, stop, step):
                 count = min(step, stop - first)
@@ -68,15 +87,15 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
     with _failures(file):
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                shape, dtype = _read_header(stream)
-                return {"arr_0": ArrayEntry(file, "", shape, dtype, stream.tell())}
+                shape, dtype, fortran = _read_header(stream)
+                return {"arr_0": ArrayEntry(file, "", shape, dtype, stream.tell(), fortran)}
         entries = {}
         with zipfile.ZipFile(file) as archive, file.open("rb") as raw:
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
                     continue
                 with archive.open(info) as stream:
-                    shape, dtype = _read_header(stream)
+                    shape, dtype, fortran = _read_header(stream)
                     header = stream.tell()
                 offset = None
                 if info.compress_type == zipfile.ZIP_STORED:
@@ -84,7 +103,7 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
                     _, name_length, extra_length = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
                     offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + header
                 name = info.filename.removesuffix(".npy")
-                entries[name] = ArrayEntry(file, info.filename, shape, dtype, offset)
+                entries[name] = ArrayEntry(file, info.filename, shape, dtype, offset, fortran)
         return entries
 
 
@@ -97,15 +116,11 @@ def read_array(entry: ArrayEntry) -> NDArray[Any]:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
-    if fortran and len(shape) > 1:
-        raise ValueError("an array is stored column by column; save it again with numpy.ascontiguousarray")
-    if dtype.hasobject:
-        raise ValueError("an array holds Python objects, which are never read")
-    return shape, dtype
+    return shape, dtype, fortran and len(shape) > 1
 
 
 def _skip(stream: IO[bytes], count: int) -> None:

@@ -160,6 +160,11 @@ class TokenFile:
         return self.header.rows
 
     @property
+    def central_crop(self) -> int:
+        """The crop that stands for the image where one is needed: the centre, or the first where there is none."""
+        return 4 if self.header.crops == "ten" else 0
+
+    @property
     def crops(self) -> int:
         """How many crops of every image."""
         return self.header.crops_per_row

@@ -78,6 +78,8 @@ def collect_samples(
 ) -> Collected:
     """One side from an image set, or from a statistics file without images; ``metrics`` say whether to keep features."""
     if is_statistics_file(spec) and "arr_0" not in array_entries(Path(spec).expanduser()):
+        if images is not None:
+            raise UsageError(f"{spec}: holds statistics, so it cannot be cut to {images:,} images; leave out --images")
         return _from_statistics(spec, network)
     found = open_images(spec, image_size)
     keep = bool(ON_FEATURES & set(metrics))
@@ -105,7 +107,8 @@ def collect_reference(
         pictures = collect(
             open_images(spec, image_size), network, keep_features=True, batch_size=batch_size, progress=progress
         )
-        side = dataclasses.replace(side, features_ND=pictures.features_ND, size=pictures.size, cut=pictures.cut)
+        size = side.size or pictures.size
+        side = dataclasses.replace(side, features_ND=pictures.features_ND, size=size, cut=pictures.cut)
     return side
 
 
@@ -157,13 +160,17 @@ def save_reference(
     """Write statistics, and with ``keep`` the first images too (for precision, recall and KID), as ADM's files do."""
     if path.suffix != ".npz":
         raise UsageError(f"{path}: a reference is an .npz file")
-    reference = Reference(side.name, side.gaussian, side.hash, network.name, side.network_hash, side.spatial)
+    if side.size is None or side.images is None:
+        raise UsageError(f"{spec}: holds statistics already; a reference is made of images")
+    reference = Reference(side.name, side.gaussian, side.hash, network.name, side.network_hash, side.spatial, side.size)
     arrays = {}
     if keep:
         found = open_images(spec, size)
-        if keep > len(found):
-            raise OvertureError(f"{found.name}: asked to keep {keep:,} images but it has {len(found):,}")
+        if keep > side.images:
+            raise OvertureError(f"{found.name}: asked to keep {keep:,} images of {side.images:,}")
         parts = [batch.permute(0, 2, 3, 1).numpy() for batch in found.batches(0, keep, 1000)]
+        if len({part.shape[3] for part in parts}) > 1:  # grey batches among coloured ones
+            parts = [np.broadcast_to(part, (*part.shape[:3], 3)) for part in parts]
         arrays["arr_0"] = np.concatenate(parts)
     reference.save(path, arrays)
 
@@ -187,7 +194,14 @@ def _from_statistics(spec: str, network: FeatureNetwork) -> Collected:
         gaussian=reference.gaussian,
         spatial=reference.spatial,
         network_hash=reference.network_hash,
+        size=reference.size or _kept_size(Path(spec).expanduser()),
     )
+
+
+def _kept_size(path: Path) -> tuple[int, int] | None:
+    """The size of the images that lie beside statistics of unknown size."""
+    kept = array_entries(path).get("arr_0")
+    return (kept.shape[1], kept.shape[2]) if kept is not None and len(kept.shape) >= 3 else None
 
 
 def _lacking(metric: str, samples: Collected, reference: Collected, network: FeatureNetwork) -> str:

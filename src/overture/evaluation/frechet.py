@@ -91,7 +91,14 @@ def read_statistics(path: Path) -> tuple[Gaussian, Gaussian | None, dict[str, st
     about = {
         key: str(read_array(entry)) for key, entry in entries.items() if entry.dtype.kind == "U" and entry.shape == ()
     }
-    count = int(read_array(entries["count"])) if "count" in entries else None
+    for key in ("mu", "sigma", "mu_s", "sigma_s"):
+        if key in entries and entries[key].dtype.kind not in "iuf":
+            raise OvertureError(f"{path}: {key} is {entries[key].dtype}, needs real numbers")
+    count = None
+    if "count" in entries:
+        if entries["count"].shape != () or entries["count"].dtype.kind not in "iu":
+            raise OvertureError(f"{path}: count is no whole number")
+        count = int(read_array(entries["count"]))
 
     def gaussian(mean: str, covariance: str) -> Gaussian:
         try:

@@ -53,6 +53,7 @@ class ArrayImages(ImageSet):
 
     def __init__(self, name: str, entry: ArrayEntry) -> None:
         self.name, self.entry, self.cut = name, entry, "as they are"
+        entry.check()
         shape = entry.shape
         where = f"{entry.file}: {entry.member.removesuffix('.npy') or 'the array'}"
         if entry.dtype != np.uint8:

@@ -127,6 +127,12 @@ def _measurement(entry: dict[str, Any], path: Path) -> Measurement:
     value = entry["value"]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise OvertureError(f"{path}: the value of '{entry['name']}' is {value!r}, needs a number")
-    number = float("nan") if value is None else float(value)
-    notes = tuple(str(note) for note in entry.get("notes", ()))
+    try:
+        number = float("nan") if value is None else float(value)
+    except OverflowError as error:
+        raise OvertureError(f"{path}: the value of '{entry['name']}' is too large to be a distance") from error
+    notes = entry.get("notes") or ()
+    if not isinstance(notes, list | tuple):
+        raise OvertureError(f"{path}: the notes of '{entry['name']}' are {notes!r}, need a list")
+    notes = tuple(map(str, notes))
     return Measurement(entry["name"], number, str(entry.get("unit", "")), Protocol(**entry["protocol"]), notes)

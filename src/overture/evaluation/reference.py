@@ -32,10 +32,14 @@ class Reference:
     network_hash: str | None = None
     spatial: Gaussian | None = None
     """Statistics of the spatial features (for sFID), where the network has any."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images, where that is known."""
 
     def save(self, path: Path | str, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
         """Write an ``.npz`` that plain readers of ``mu`` and ``sigma`` understand too; ``arrays`` go beside them."""
         about = {"name": self.name, "hash": self.hash, "network": self.network, "network_hash": self.network_hash}
+        if self.size is not None:
+            about["size"] = f"{self.size[0]}x{self.size[1]}"
         arrays = dict(arrays or {})
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
@@ -53,7 +57,16 @@ class Reference:
             network=about.get("network"),
             network_hash=about.get("network_hash"),
             spatial=spatial,
+            size=_size(about["size"], path) if "size" in about else None,
         )
+
+
+def _size(text: str, path: Path) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.split("x"))
+    except ValueError as error:
+        raise OvertureError(f"{path}: the size of its images is '{text}', needs HEIGHTxWIDTH") from error
+    return height, width
 
 
 def file_hash(path: Path) -> str:
@@ -77,8 +90,10 @@ class ImageSetHash:
         """Add images, uint8 ``[B, C, H, W]``."""
         if images.dtype != torch.uint8:
             raise OvertureError(f"image hash: images are {images.dtype}, need uint8")
-        shape = f"{tuple(images.shape[1:])}".encode()
         for image in images.cpu().numpy():
+            if len(image) == 3 and (image[1:] == image[0]).all():
+                image = image[:1]  # a grey image counts as one, whether its batch came in colour or not
+            shape = f"{image.shape}".encode()
             self._total += int.from_bytes(hashlib.sha256(shape + image.tobytes()).digest(), "big")
         self._total %= 2**256
 

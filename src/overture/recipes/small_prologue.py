@@ -59,7 +59,7 @@ def prologue_post_fashion_mnist(tiny: bool = False) -> tuple[RunConfig, ...]:
         config,
         tokenizer_training=replace(
             training,
-            start_from=None if tiny else "runs/prologue-fashion-mnist/2d",
+            start_from="" if tiny else "runs/prologue-fashion-mnist/2d",
             # The decoder is frozen: nothing that looks at images has a gradient.
             perceptual=NoPerceptual(),
             adversarial=replace(training.adversarial, weight=0.0),

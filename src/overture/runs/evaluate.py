@@ -12,6 +12,7 @@ from overture.analysis.entropy import conditional_entropy
 from overture.data.stream import ImageData, evaluation_batches
 from overture.data.tokens import TokenFile
 from overture.data.transforms import to_float, to_uint8
+from overture.errors import UsageError
 from overture.evaluation.measure import generation_distance, make_reference, reconstruction_report
 from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.protocol import Protocol
@@ -63,6 +64,8 @@ def check_evaluation(config: RunConfig) -> None:
             parsed = parse_temperature(temperature)
             for name in parsed if isinstance(parsed, dict) else ():
                 layout.index(name)
+    if config.watch.keep_best == "gfd_guided" and str(Guidance.parse(evaluation.guidance)) == "none":
+        raise UsageError("watch: keep_best is gfd_guided, but the evaluation has no guidance; take gfd")
     if evaluation.network != "domain":
         load_network(evaluation.network)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from overture.errors import OvertureError, UsageError
 from overture.priors.guidance import Guidance
+from overture.runs.json_lines import complete_lines
 
 __all__ = ["GuidanceSearch", "Scored", "Setting", "SettingLog"]
 
@@ -148,7 +149,7 @@ class SettingLog:
         self._known: dict[tuple[Setting, int], float] = {}
         if path.exists():
             try:
-                for line in path.read_text().splitlines():
+                for line in complete_lines(path):
                     entry = json.loads(line)
                     if entry["protocol"] == protocol:
                         self._known[Setting(**entry["setting"]), entry["samples"]] = entry["value"]

@@ -26,12 +26,16 @@ from overture.priors.guidance import Guidance, parse_temperature
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.evaluate import balanced_classes
+from overture.runs.json_lines import complete_lines
 from overture.runs.pictures import picture_grid
 from overture.tokenizers.tokenizer import Tokenizer
 from overture.training.prior import PriorTrainer
 from overture.training.tokenizer import TokenizerTrainer
 
 __all__ = ["PriorWatch", "TokenizerWatch"]
+
+
+SEED_SHIFT = 7919
 
 
 class _Watch:
@@ -46,7 +50,7 @@ class _Watch:
         if not self.path.exists():
             return {}
         try:
-            entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+            entries = [json.loads(line) for line in complete_lines(self.path)]
             return {entry["step"]: entry["values"] for entry in entries}
         except (ValueError, KeyError, TypeError) as error:
             raise OvertureError(f"{self.path}: damaged ({error!r}); delete it and go on") from error
@@ -124,18 +128,16 @@ class PriorWatch(_Watch):
             with alone():
                 values[name] = generation_distance(self.judge, batches, self.reference).value
         best = self.config.watch.keep_best
-        if best != "none":
-            if best not in values:
-                raise OvertureError(f"keep_best is {best}, but the evaluation has no guidance")
-            if all(values[best] < earlier[best] for earlier in self.known().values()):
-                self.save(self.run.prior / "best" / "model.safetensors")
+        if best != "none" and all(values[best] < earlier[best] for earlier in self.known().values()):
+            self.save(self.run.prior / "best" / "model.safetensors")
         return self.keep(step, values)
 
     def _samples(self, pipe: Pipeline, guidance: Guidance, temperature: Any, step: int, name: str) -> Iterator[Tensor]:
         evaluation, prior = self.config.evaluation, self.config.prior
         classes = balanced_classes(self.config.watch.samples, prior.num_classes)
         for number, part in enumerate(classes.split(evaluation.batch_size)):
-            seed = self.config.seed * 1_000_003 + number  # the same at every step
+            # The same at every step, and others than those of the finished run's results.
+            seed = (self.config.seed + SEED_SHIFT) * 1_000_003 + number
             settings = {"guidance": guidance, "temperature": temperature}
             with torch.inference_mode():
                 images = pipe(part, seed=seed, top_k=evaluation.top_k, top_p=evaluation.top_p, **settings)

@@ -39,7 +39,7 @@ class TokensConfig:
 
 def central_crop(file: TokenFile) -> int:
     """The crop that stands for the image where one is needed: the centre, or the first where there is none."""
-    return 4 if file.header.crops == "ten" else 0
+    return file.central_crop
 
 
 @torch.inference_mode()
