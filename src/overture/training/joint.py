@@ -22,10 +22,11 @@ from overture.layout import Layout
 from overture.priors.model import PriorConfig
 from overture.tokenizers.tokenizer import Read, Tokenized, Tokenizer
 from overture.training.checkpoint import save_prior
+from overture.training.descent import Leaf, descend
 from overture.training.distributed import World
 from overture.training.ema import EMA
 from overture.training.metrics import check_finite
-from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
+from overture.training.optim import OptimizerConfig
 
 __all__ = ["JointPrior", "JointPriorConfig", "segment_terms"]
 
@@ -90,12 +91,10 @@ class JointPrior:
         """
         self.prior.eval()
         embeddings_BLD = self.embeddings(tokenizer, read, self.draw_dropped(len(read.ids)))
-        leaf_BLD = embeddings_BLD.detach().requires_grad_()
-        terms = self.terms(leaf_BLD, self.layout.to_sequence(read.ids), classes)
-        total = torch.stack(self.weigh(terms, tokenizer)).sum()
-        (gradient_BLD,) = torch.autograd.grad(total, leaf_BLD)
-        carrier = (embeddings_BLD.float() * gradient_BLD.float()).sum()
-        return {name: term.detach() for name, term in terms.items()}, total.detach() + carrier - carrier.detach()
+        leaf = Leaf(embeddings_BLD)
+        terms = self.terms(leaf.tensor, self.layout.to_sequence(read.ids), classes)
+        total = leaf.descend_from(torch.stack(self.weigh(terms, tokenizer)).sum())
+        return {name: term.detach() for name, term in terms.items()}, total + leaf.owed
 
     def weigh(self, terms: dict[str, Tensor], tokenizer: Tokenizer) -> list[Tensor]:
         """The terms of :meth:`encoder_terms` as they enter the generator's loss."""
@@ -144,14 +143,8 @@ class JointPrior:
         terms = self.terms(self.prior.token_embedding(inputs_BL), sequence_BL, classes)
         loss = torch.stack(list(terms.values())).sum()
         check_finite({"joint_prior": loss}, "tokenizer", step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [parameter for parameter in self.prior.parameters() if parameter.grad is not None]
-        self.world.average_gradients(parameters)
-        zero_nonfinite_gradients(parameters)
-        set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.schedule.learning_rate(step)
+        descend(loss, self.optimizer, rate, world=self.world, clip=self.config.optimizer.clip)
         self.prior.requires_grad_(False)
         self.ema.update(self.prior)
         return {"joint_prior": loss.detach()}

@@ -32,13 +32,14 @@ from overture.training.checkpoint import (
     resume,
     save_model,
 )
+from overture.training.descent import Leaf, descend
 from overture.training.distributed import World
 from overture.training.elbo import negative_elbo
 from overture.training.ema import EMA
 from overture.training.joint import JointPriorConfig
 from overture.training.keeper import Keeper
 from overture.training.metrics import MetricLog, check_finite
-from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
+from overture.training.optim import OptimizerConfig
 from overture.training.progress import Progress
 from overture.training.watch import Watch, observe
 
@@ -133,10 +134,11 @@ class TokenizerTrainer:
         self.read, self.show = self.tokenizer.read, self.tokenizer.show
         if training.compile:
             self.read, self.show = torch.compile(self.read), torch.compile(self.show)
-        self.step = 0
+        self.step, self.under_way = 0, False
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """One generator step and one discriminator step; returns every term, and raises before a NaN is used."""
+        self.under_way = True  # until the end: what an exception leaves is half a step
         self.world.seed(self.seed, "tokenizer", self.step)
         images = to_float(batch.images.to(self.world.device, non_blocking=True))
         classes = self.joint.draw_classes(batch.labels.to(self.world.device)) if self.joint else None
@@ -146,7 +148,7 @@ class TokenizerTrainer:
         if self.joint and classes is not None:
             with autocast(self.world.device, self.training.precision):
                 terms |= self.joint.train_step(out.ids, classes, self.step)
-        self.step += 1
+        self.step, self.under_way = self.step + 1, False
         return terms
 
     def generator_step(self, images: Tensor, classes: Tensor | None = None) -> tuple[dict[str, Tensor], Tokenized]:
@@ -164,22 +166,23 @@ class TokenizerTrainer:
                 likelihood, loss = self.joint.encoder_loss(self.tokenizer, read, classes)
                 weighted.append(loss)
             out = Tokenized(self.show(read), *read)
-            terms = self.reconstruction(out.reconstruction, images)
-            weighted.append(terms.pop("total"))
+            leaf = Leaf(out.reconstruction)  # nor do those of the networks that judge the reconstruction
+            terms = self.reconstruction(leaf.tensor, images)
+            weighted.append(leaf.descend_from(terms.pop("total")))
             if not isinstance(training.perceptual, NoPerceptual):
-                terms["perceptual"] = self.perceptual(out.reconstruction, images)
-                weighted.append(training.perceptual_weight * terms["perceptual"])
+                terms["perceptual"] = self.perceptual(leaf.tensor, images)
+                weighted.append(leaf.descend_from(training.perceptual_weight * terms["perceptual"]))
             if training.adversarial.active(self.step):
-                terms["adversarial"] = self.adversarial.generator_loss(out.reconstruction)
-                weighted.append(training.adversarial.weight * terms["adversarial"])
-        terms |= likelihood
+                terms["adversarial"] = self.adversarial.generator_loss(leaf.tensor)
+                weighted.append(leaf.descend_from(training.adversarial.weight * terms["adversarial"]))
+        terms = {name: term.detach() for name, term in terms.items()} | likelihood
+        weighted.append(leaf.owed)
         terms["quantizer"] = read.quantizer_loss
         weighted.append(training.quantizer_weight * terms["quantizer"])
         check_finite(terms, "tokenizer", self.step)
         total = torch.stack([term.float() for term in weighted]).sum()
-        self._update(
-            self.optimizer, self.schedule.learning_rate(self.step), self.tokenizer, total, training.optimizer.clip
-        )
+        rate = self.schedule.learning_rate(self.step)
+        descend(total, self.optimizer, rate, world=self.world, clip=training.optimizer.clip)
         self.ema.update(self.tokenizer)
         for quantizer in self.tokenizer.quantizers.values():
             if any(parameter.requires_grad for parameter in quantizer.parameters()):
@@ -194,25 +197,13 @@ class TokenizerTrainer:
         check_finite(terms, "tokenizer", self.step)
         rate = self.discriminator_schedule.learning_rate(self.step)
         clip = training.discriminator_optimizer.clip
-        self._update(self.discriminator_optimizer, rate, self.adversarial, terms.pop("total"), clip)
+        descend(terms.pop("total"), self.discriminator_optimizer, rate, world=self.world, clip=clip)
         return terms
 
-    def _update(
-        self, optimizer: torch.optim.Optimizer, rate: float, module: nn.Module, loss: Tensor, clip: float
-    ) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-        self.world.average_gradients(parameters)
-        zero_nonfinite_gradients(parameters)
-        if clip:
-            nn.utils.clip_grad_norm_(parameters, clip)
-        set_learning_rate(optimizer, rate)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # gradients must not lie about while the next forward pass needs room
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; refused where a step was broken off, for some weights have moved."""
+        if self.under_way:
+            raise OvertureError(f"tokenizer: step {self.step} was broken off half way; its state cannot be used")
         return {
             "step": self.step,
             "tokenizer": self.tokenizer.state_dict(),
@@ -225,7 +216,7 @@ class TokenizerTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self.step = state["step"]
+        self.step, self.under_way = state["step"], False
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.adversarial.load_state_dict(state["adversarial"])
         self.ema.load_state_dict(state["ema"])

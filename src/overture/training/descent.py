@@ -1,0 +1,99 @@
+"""One step of one optimiser down the gradient of a loss, and backward passes that are run early.
+
+Both are about when memory is free again: gradients of parameters at once where nothing needs all of them together, and
+the activations behind an intermediate result before more of them are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from overture.training.distributed import World
+from overture.training.optim import set_learning_rate, zero_nonfinite_gradients
+
+__all__ = ["Leaf", "descend"]
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, *, world: World, clip: float = 0.0) -> None:
+    """Backward pass from ``loss``, then the step of ``optimizer`` at ``rate``; leaves no gradients.
+
+    Gradients are averaged over processes and made finite; ``clip`` is the largest norm of all of them (0: any).
+    The norm, and the exchange between processes, need all gradients at once. Where neither is asked for, every
+    parameter takes its step inside the backward pass and drops its gradient: the same numbers, and the memory of one
+    gradient instead of all. An exception on the way leaves some parameters moved and others not.
+    """
+    set_learning_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
+    if world.size == 1 and not clip:
+        with _steps_inside(optimizer):
+            loss.backward()
+        return
+    loss.backward()
+    parameters = [parameter for parameter in _parameters(optimizer) if parameter.grad is not None]
+    world.average_gradients(parameters)
+    zero_nonfinite_gradients(parameters)
+    if clip:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # gradients must not lie about while the next forward pass needs room
+
+
+@contextmanager
+def _steps_inside(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within, each parameter takes its step as soon as a backward pass has its whole gradient, which it then drops.
+
+    By then nothing else in the backward pass needs the parameter's old value: autograd counts the users of each tensor,
+    and refuses to go on when a value it has kept was changed.
+    """
+    groups = optimizer.param_groups
+    group_of = {parameter: group for group in groups for parameter in group["params"]}
+
+    def step(parameter: Tensor) -> None:
+        zero_nonfinite_gradients([parameter])  # type: ignore[list-item]
+        optimizer.param_groups = [{**group_of[parameter], "params": [parameter]}]
+        optimizer.step()
+        parameter.grad = None
+
+    handles = [parameter.register_post_accumulate_grad_hook(step) for parameter in _parameters(optimizer)]
+    try:
+        yield
+    finally:
+        optimizer.param_groups = groups
+        for handle in handles:
+            handle.remove()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Leaf:
+    """A cut through a graph: losses on the far side run their backward passes early, one after the other.
+
+    Hand ``tensor`` to whatever makes a loss, and the loss to :meth:`descend_from`: its graph is gone before the next
+    one is built. :attr:`owed` hands the collected gradient on to ``output`` when the near side's backward pass comes.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.output, self.tensor = output, output.detach().requires_grad_(output.requires_grad)
+
+    def descend_from(self, loss: Tensor) -> Tensor:
+        """Collect the gradient of a scalar loss by ``tensor``; returns its value."""
+        if loss.requires_grad:
+            # Autocast is for forward passes: left on, it would round gradients of float32 parts to bfloat16.
+            with torch.autocast(loss.device.type, enabled=False):
+                loss.backward(inputs=[self.tensor])
+        return loss.detach()
+
+    @property
+    def owed(self) -> Tensor:
+        """A scalar of value 0 whose gradient by ``output`` is what was collected."""
+        gradient = self.tensor.grad
+        if gradient is None:
+            return self.output.new_zeros((), dtype=torch.float32)
+        carrier = (self.output.float() * gradient.float()).sum()
+        return carrier - carrier.detach()
