@@ -145,7 +145,7 @@ def test_nothing_to_train() -> None:
 # -- gradients ----------------------------------------------------------------------------------------------------------
 
 
-def test_nonfinite_gradients_are_replaced_and_counted() -> None:
+def test_nonfinite_gradients_are_replaced() -> None:
     values = [[1.0, -2e6], [math.nan, 3.0], [math.inf, -math.inf], [0.0, 1e30], [-math.inf, math.nan], None]
     parameters = []
     for value in values:
@@ -154,19 +154,17 @@ def test_nonfinite_gradients_are_replaced_and_counted() -> None:
         parameters.append(parameter)
     parameters.append(nn.Parameter(torch.zeros(0)))
     parameters[-1].grad = torch.zeros(0)
-    assert zero_nonfinite_gradients(iter(parameters)).item() == 3
+    zero_nonfinite_gradients(iter(parameters))
     repaired = [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None]
     exact = [torch.tensor(v).tolist() for v in ([1, -2e6], [0, 3.0], [1e5, -1e5], [0, 1e30], [-1e5, 0.0], [])]
     assert repaired == exact
-    assert zero_nonfinite_gradients(parameters).item() == 0
-    assert zero_nonfinite_gradients([]).item() == 0
 
 
 def test_gradients_of_several_types() -> None:
     parameters = [nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
     for parameter in parameters:
         parameter.grad = torch.tensor([1.0, math.nan, math.inf], dtype=parameter.dtype)
-    assert zero_nonfinite_gradients(parameters).item() == 2
+    zero_nonfinite_gradients(parameters)
     assert all(parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None)
 
 

@@ -53,7 +53,7 @@ def _steps_inside(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     group_of = {parameter: group for group in groups for parameter in group["params"]}
 
     def step(parameter: Tensor) -> None:
-        zero_nonfinite_gradients([parameter])  # type: ignore[list-item]
+        zero_nonfinite_gradients([parameter])
         optimizer.param_groups = [{**group_of[parameter], "params": [parameter]}]
         optimizer.step()
         parameter.grad = None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from overture.errors import UsageError
 from overture.layout import Layout
+from overture.losses.cross_entropy import projected_cross_entropy
 from overture.priors.model import PriorConfig
 from overture.tokenizers.tokenizer import Read, Tokenized, Tokenizer
 from overture.training.checkpoint import save_prior
@@ -92,15 +93,15 @@ class JointPrior:
         self.prior.eval()
         embeddings_BLD = self.embeddings(tokenizer, read, self.draw_dropped(len(read.ids)))
         leaf = Leaf(embeddings_BLD)
-        terms = self.terms(leaf.tensor, self.layout.to_sequence(read.ids), classes)
-        total = leaf.descend_from(torch.stack(self.weigh(terms, tokenizer)).sum())
-        return {name: term.detach() for name, term in terms.items()}, total + leaf.owed
+        weights = self.weights(tokenizer)
+        terms, loss = self.loss(leaf.tensor, self.layout.to_sequence(read.ids), classes, weights)
+        return terms, leaf.descend_from(loss) + leaf.owed
 
-    def weigh(self, terms: dict[str, Tensor], tokenizer: Tokenizer) -> list[Tensor]:
-        """The terms of :meth:`encoder_terms` as they enter the generator's loss."""
+    def weights(self, tokenizer: Tokenizer) -> dict[str, float]:
+        """How much each term counts in the generator's loss."""
         decoded = {f"ce_{segment.name}" for segment in tokenizer.config.segments if segment.decoded}
         weights = {True: self.config.encoder_weight, False: self.config.prologue_weight}
-        return [weights[name in decoded] * term for name, term in terms.items()]
+        return {name: weights[name in decoded] for name in position_terms(self.layout)}
 
     def embeddings(self, tokenizer: Tokenizer, out: Read | Tokenized, dropped_B: Tensor) -> Tensor:
         """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""
@@ -125,6 +126,23 @@ class JointPrior:
         logits_BLV = self.prior.predict(embeddings_BLD[:, :-1], classes)
         return segment_terms(logits_BLV, sequence_BL, self.layout)
 
+    def loss(
+        self, embeddings_BLD: Tensor, sequence_BL: Tensor, classes: Tensor, weights: dict[str, float]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms as numbers, and their sum under ``weights``: as of :meth:`terms`, without a table of all logits."""
+        prior = self.prior
+        x_BLD = torch.cat([prior.class_embedding(classes)[:, None], embeddings_BLD[:, :-1]], dim=1)
+        x_BLD = F.dropout(x_BLD, prior.config.dropout, prior.training)
+        condition = prior.transformer.condition(len(x_BLD))
+        x_BLD = prior.transformer(x_BLD, prior.rotary, condition=condition)
+        x_BLD = prior.head.normalize(x_BLD, prior.head.norm(condition))
+        shares = [weights[name] / sequence_BL.numel() for name in position_terms(self.layout)]
+        share_N = torch.tensor(shares * len(sequence_BL), device=x_BLD.device)
+        loss, losses_N = projected_cross_entropy(
+            x_BLD.flatten(0, 1), prior.head.projection.weight, sequence_BL.flatten(), share_N
+        )
+        return sum_by_term(losses_N.view_as(sequence_BL), self.layout), loss
+
     def draw_dropped(self, batch: int) -> Tensor:
         """Which images of the batch lose their inputs after a separator."""
         return torch.rand(batch, device=self.world.device) < self.config.input_dropout
@@ -140,8 +158,8 @@ class JointPrior:
         sequence_BL = self.layout.to_sequence(ids)
         replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
         inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
-        terms = self.terms(self.prior.token_embedding(inputs_BL), sequence_BL, classes)
-        loss = torch.stack(list(terms.values())).sum()
+        everything = dict.fromkeys(position_terms(self.layout), 1.0)
+        _, loss = self.loss(self.prior.token_embedding(inputs_BL), sequence_BL, classes, everything)
         check_finite({"joint_prior": loss}, "tokenizer", step)
         rate = self.schedule.learning_rate(step)
         descend(loss, self.optimizer, rate, world=self.world, clip=self.config.optimizer.clip)
@@ -173,14 +191,25 @@ def segment_terms(logits_BLV: Tensor, sequence_BL: Tensor, layout: Layout) -> di
 
     Together they are the mean cross-entropy per position, in nats.
     """
-    length = layout.sequence_length
     losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2).float(), sequence_BL, reduction="none")
-    by_position_L = losses_BL.mean(dim=0) / length
+    return sum_by_term(losses_BL, layout)
+
+
+def sum_by_term(losses_BL: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Cross-entropies of all positions as the terms of :func:`segment_terms`."""
+    by_position_L = losses_BL.mean(dim=0) / layout.sequence_length
     terms: dict[str, Tensor] = {}
-    for place, position in enumerate(layout.positions):
-        name = "ce_separator" if position.is_separator else f"ce_{layout.names[position.segment]}"
-        terms[name] = terms[name] + by_position_L[place] if name in terms else by_position_L[place]
+    for name, loss in zip(position_terms(layout), by_position_L, strict=True):
+        terms[name] = terms[name] + loss if name in terms else loss
     return terms
+
+
+def position_terms(layout: Layout) -> list[str]:
+    """The term that each position belongs to."""
+    return [
+        "ce_separator" if position.is_separator else f"ce_{layout.names[position.segment]}"
+        for position in layout.positions
+    ]
 
 
 def input_fillers(layout: Layout) -> Tensor:

@@ -112,21 +112,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 @torch.no_grad()
-def zero_nonfinite_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Replace NaN by 0 and infinities by +-1e5 in all gradients, in place.
-
-    Returns how many parameters had such a gradient, as a scalar tensor beside the gradients: nothing waits for the
-    device. Of sharded gradients each process sees to, and counts, its own part.
-    """
-    gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    gradients = [gradient for gradient in gradients if gradient.numel()]
-    if not gradients:
-        return torch.zeros((), dtype=torch.long)
-    # The largest magnitude of a tensor is finite exactly when all of it is: one fused pass instead of one per tensor.
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, float("inf"))])
-    for gradient in gradients:
-        gradient.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
-    return largest.isfinite().logical_not().sum()
+def zero_nonfinite_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace NaN by 0 and infinities by +-1e5 in all gradients, in place; of sharded ones, in this process's part."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            _local(parameter.grad).nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
 
 
 def _local(gradient: Tensor) -> Tensor:
