@@ -122,3 +122,20 @@ def test_post_segment_and_post_encoder_need_each_other() -> None:
         replace(config("prologue"), post_encoder=SIZE)
     with pytest.raises(UsageError, match="tokens is 0"):
         replace(config("post"), segments=(replace(PROLOGUE, source="post", tokens=0), VISUAL))
+
+
+def test_an_encoder_may_count_its_patches_in_rows_of_another_length(images: torch.Tensor) -> None:
+    """Only its positions change: a row as long as the grid is the grid, another one gives other outputs."""
+    for name in ("2d", "post"):
+        outputs = {}
+        for columns in (None, 4, 16):
+            tokenizer = replace(config(name), encoder_columns=columns).build()
+            tokenizer.load_state_dict(build(name).state_dict())
+            outputs[columns] = tokenizer.features(images)["visual"]
+        assert torch.equal(outputs[4], outputs[None])
+        assert not torch.allclose(outputs[16], outputs[None])
+        if name == "post":  # what it makes of the first encoder's outputs is still on the grid
+            assert tokenizer.post_encoder is not None
+            assert torch.equal(tokenizer.post_encoder.cos, build(name).post_encoder.cos)  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="encoder_columns is 0"):
+        replace(config("2d"), encoder_columns=0)

@@ -5,7 +5,6 @@ That the imported models compute what the release computes is shown in ``test_go
 
 from __future__ import annotations
 
-import functools
 import http.server
 import json
 import os
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from overture.errors import OvertureError, UsageError
 from overture.interop import RELEASES, import_release
 from overture.interop.names import release_name
 from overture.interop.release_config import read_config
+from overture.nn.rope import default_axes
 from overture.nn.transformer import TransformerConfig
 from overture.pipeline import Pipeline, load_prior, load_tokenizer
 from overture.quantizers import SoftConfig, VectorConfig
 from overture.tokenizers import CodebookConfig, SegmentConfig
 from overture.training.checkpoint import read_metadata, read_weights, weights_hash
+from tiny_release import TinyRelease, full_size, joint_training, resolved
 
 CONFIG = "config_resolved.json"
 
@@ -67,6 +69,37 @@ def test_known_directories() -> None:
     assert (large.tokenizer.decoder.depth, large.tokenizer.decoder.dim, large.tokenizer.decoder.heads) == (24, 1024, 16)
     assert large.prior is not None
     assert (large.prior.depth, large.prior.dim, large.prior.heads) == (32, 1280, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("1d-tokenizer", full_size("1d")),
+        ("2d-tokenizer", full_size("2d")),
+        ("prologue-b-tokenizer", full_size("prologue")),
+        ("prologue-l-tokenizer", full_size("prologue", large=True)),
+        ("prologue-post-tokenizer", full_size("post")),
+        ("prologue-onestage-joint", full_size("onestage")),
+        ("ar-1d-base", full_size("1d")),
+        ("ar-2d-base", full_size("2d")),
+        ("ar-prologue-b-b", full_size("prologue")),
+        ("ar-prologue-b-l", full_size("prologue", (1024, 24, 16))),
+        ("ar-prologue-b-xl", full_size("prologue", (1280, 32, 20))),
+        ("ar-prologue-l-b", full_size("prologue", large=True)),
+        ("ar-prologue-l-l", full_size("prologue", (1024, 24, 16), large=True)),
+        ("ar-prologue-l-xl", full_size("prologue", (1280, 32, 20), large=True)),
+        ("ar-prologue-post-b", full_size("post")),
+    ],
+)
+def test_sizes_by_name_are_those_of_the_configs(tmp_path: Path, name: str, data: dict[str, Any]) -> None:
+    release, one_stage = read_config(write_json(tmp_path / CONFIG, data))
+    assert one_stage == (name == "prologue-onestage-joint")
+    assert release.tokenizer.rope_axes == default_axes(64)
+    assert replace(release.tokenizer, rope_axes=None) == RELEASES[name].tokenizer
+    if (prior := RELEASES[name].prior) is not None:
+        assert release.prior is not None
+        assert release.prior.rope_axes == default_axes(64)[::-1]
+        assert replace(release.prior, rope_axes=None) == prior
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -131,48 +164,69 @@ def test_weights_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     load_tokenizer(tmp_path / "out")
 
 
-def test_other_arrangements(tmp_path: Path) -> None:
-    """1D and Post: sizes from a config, tensors under the release's names, the same ids and images."""
-    for name in ("1d", "post"):
-        config = write_json(tmp_path / f"{name}.json", changed(name))
-        release, _ = read_config(config)
-        torch.manual_seed(0)
-        module = release.tokenizer.build().eval()
-        write_release(tmp_path / name, {"": module})
-        import_release(tmp_path / name, tmp_path / name / "out", config)
-        images = torch.rand(2, 3, 32, 32) * 2 - 1
-        loaded = load_tokenizer(tmp_path / name / "out")
-        assert torch.equal(loaded.encode(images), module.encode(images))
-    shapes = {n: tuple(t.shape) for n, t in load_file(tmp_path / "1d/model.safetensors").items()}
-    assert shapes["enc.learnable_query"] == (1, 7, 32)
-    assert "semantic_quantizer.embedding.weight" not in shapes
-    assert load_file(tmp_path / "1d/model_1.safetensors")["dec.learnable_query"].shape == (1, 16, 32)
-    shapes = {n: tuple(t.shape) for n, t in load_file(tmp_path / "post/model.safetensors").items()}
-    assert shapes["semantic_enc.learnable_query"] == (1, 5, 48)
-    assert shapes["semantic_enc.input_layer.weight"] == (48, 32)
-    assert shapes["semantic_enc.layers.2.ffn.fc2.weight"] == (48, 132)
-    assert shapes["semantic_quantizer.proj_in.weight"] == (6, 48)
-    assert shapes["quantizer.proj_in.weight"] == (6, 32)
-    assert "enc.learnable_query" not in shapes
+@pytest.mark.parametrize(
+    ("name", "encoder_length"),
+    [("1d", 16), ("post", 16), ("post", 256)],  # 256: as Post's config writes it, whatever the image
+)
+def test_other_arrangements(tmp_path: Path, name: str, encoder_length: int) -> None:
+    """1D and Post: a release that was written and computed without the package gives the same ids, images and logits."""
+    theirs = TinyRelease(name, encoder_columns=4 if encoder_length == 16 else 16)
+    theirs.write(tmp_path)
+    data = resolved(name, encoder_length)
+    trained_with = write_json(tmp_path / "training.json", joint_training(data))
+    out = tmp_path / "out"
+    (tokenizer,) = import_release(tmp_path / "tokenizer", out, trained_with)
+    (prior,) = import_release(tmp_path / "ar", out, write_json(tmp_path / CONFIG, data))
+    assert (tokenizer.kind, prior.kind) == ("tokenizer", "prior")
+    assert tokenizer.layout == prior.layout
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for role, files in (("ema", ("model_2", "model_3")), ("raw", ("model", "model_1"))):
+        ours = load_tokenizer(out, weights=role)
+        ids = theirs.encode(images, files[0])
+        assert len(ids.unique()) > 8
+        assert torch.equal(ours.encode(images), ids)
+        torch.testing.assert_close(ours.decode(ids), theirs.decode(ids, files), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(images).reconstruction, theirs.decode(ids, files), rtol=1e-4, atol=1e-4)
+    sequence = theirs.sequence(theirs.encode(images))
+    classes = torch.tensor([0, 9, 10])
+    assert torch.equal(prior.layout.to_sequence(theirs.encode(images)), sequence)
+    for role, file in (("raw", "ar/model"), ("ema", "ar/model_1")):
+        logits = load_prior(out, weights=role)(sequence, classes)
+        torch.testing.assert_close(logits, theirs.logits(sequence, classes, file), rtol=1e-4, atol=1e-4)
+    assert torch.equal(Pipeline.load(out).prior.generate(classes, top_k=1), theirs.greedy(classes))
+
+
+def test_a_prior_with_tied_embeddings_is_refused_only_where_it_is_imported(tmp_path: Path) -> None:
+    TinyRelease("1d").write(tmp_path)
+    config = write_json(tmp_path / CONFIG, joint_training(resolved("1d")))
+    import_release(tmp_path / "tokenizer", tmp_path / "out", config)
+    with pytest.raises(OvertureError, match=r"ARModel\.tied_embedding is True"):
+        import_release(tmp_path / "ar", tmp_path / "out", config)
 
 
 def test_configs_of_other_arrangements(tmp_path: Path) -> None:
-    one, _ = read_config(write_json(tmp_path / "1d.json", changed("1d")))
+    one, _ = read_config(write_json(tmp_path / "1d.json", resolved("1d")))
     assert one.tokenizer.segments == (
         SegmentConfig("visual", "queries", 7, CodebookConfig(k_max=64), VectorConfig(z_dim=6)),
     )
-    post, _ = read_config(write_json(tmp_path / "post.json", changed("post")))
+    post, _ = read_config(write_json(tmp_path / "post.json", resolved("post")))
     assert post.tokenizer.post_encoder == TransformerConfig(48, 3, 3, 11 / 4, 16)
     assert post.tokenizer.segments[0] == SegmentConfig(
         "prologue", "post", 5, CodebookConfig(k_max=24), SoftConfig(z_dim=6), decoded=False, separator=True
     )
     assert post.tokenizer.layout.sequence_length == 22
+    assert post.tokenizer.encoder_columns is None
+    wide, _ = read_config(write_json(tmp_path / "post.json", resolved("post", 256)))
+    assert wide.tokenizer == replace(post.tokenizer, encoder_columns=16)
 
 
-def test_one_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known_by", ["name", "config"])
+def test_one_stage(tmp_path: Path, known_by: str) -> None:
     """Its raw weights were published, and its prior lies beside the tokenizer."""
     config = GOLDEN / "prologue" / CONFIG
-    source = copy("prologue", "tokenizer", tmp_path, "prologue-onestage-joint")
+    if known_by == "config":
+        config = write_json(tmp_path / CONFIG, resolved("onestage"))
+    source = copy("prologue", "tokenizer", tmp_path, "prologue-onestage-joint" if known_by == "name" else "mine")
     for number in (5, 6):
         shutil.copy(GOLDEN / "prologue/ar" / ("model.safetensors" if number == 5 else "model_1.safetensors"), source)
         (source / ("model.safetensors" if number == 5 else "model_1.safetensors")).rename(
@@ -210,6 +264,9 @@ def test_position_masks_become_sizes(tmp_path: Path) -> None:
     edit(source / "model_2.safetensors", lambda t: t.update({"quantizer.pos_select_mask": torch.zeros(16, 64)}))
     with pytest.raises(OvertureError, match="differ"):
         import_release(source, tmp_path / "other", config)
+    edit(source / "model_2.safetensors", lambda t: t.update({"quantizer.pos_select_mask": torch.zeros(15, 64)}))
+    with pytest.raises(OvertureError, match=r"pos_select_mask is \[15, 64\], expected \[16, 64\]"):
+        import_release(source, tmp_path / "other", config)
 
 
 def test_old_buffers_are_dropped(tmp_path: Path) -> None:
@@ -217,6 +274,12 @@ def test_old_buffers_are_dropped(tmp_path: Path) -> None:
     edit(source / "model.safetensors", lambda t: t.update({"logit_mask": torch.zeros(16, 64)}))
     import_release(source, tmp_path / "out", GOLDEN / "2d" / CONFIG)
     load_prior(tmp_path / "out")
+    source = copy("2d", "tokenizer", tmp_path)
+    for file in ("model", "model_2"):
+        sizes = {"quantizer.codebook_size_per_pos": torch.full((16,), 64)}
+        edit(source / f"{file}.safetensors", lambda t, sizes=sizes: t.update(sizes))
+    import_release(source, tmp_path / "out", GOLDEN / "2d" / CONFIG)
+    load_tokenizer(tmp_path / "out")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -439,6 +502,11 @@ def test_a_prior_that_does_not_fit(tmp_path: Path) -> None:
         ("Quantizer", "ste", "LFQ", r"Quantizer\.ste is 'LFQ'"),
         ("SemanticQuantizer", "z_norm_type", "none", r"SemanticQuantizer\.z_norm_type is 'none'; only 'l2'"),
         ("ARModel", "tied_embedding", True, r"ARModel\.tied_embedding is True"),
+        ("ARModel", "temperature", 0.5, r"ARModel\.temperature is 0\.5"),
+        ("Encoder", "causal", True, r"Encoder\.causal is True; only False"),
+        ("Decoder", "out_act", True, r"Decoder\.out_act is True; only False"),
+        ("Decoder", "max_seq_len", 25, r"Decoder\.max_seq_len is 25; only 16"),
+        ("", "ae_no_label", False, r"ae_no_label is False; only True"),
         ("", "share_semantic_codebook", True, r"share_semantic_codebook is True"),
         ("", "Quantizer", None, r"Quantizer is missing"),
     ],
@@ -477,38 +545,3 @@ def edit(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(data))
     return path
-
-
-@functools.cache
-def _original(name: str) -> str:
-    return (GOLDEN / name / CONFIG).read_text()
-
-
-def changed(name: str) -> dict[str, Any]:
-    """The configs of the golden data, as they would be for a 1D and for a Post tokenizer."""
-    if name == "1d":
-        data = json.loads(_original("2d"))
-        concat = {"context_type": "concat", "rope_theta": 10000, "rope_ctx_theta": 2000}
-        data["Encoder"] |= {**concat, "rope_input_type": "l", "rope_ctx_type": "hw", "max_seq_len": 7}
-        data["Decoder"] |= {"context_type": "concat"}
-        return {**data, "z_len": 7}
-    data = json.loads(_original("prologue"))
-    data["SemanticEncoder"] = {
-        **data["Encoder"], "input_dim": 32, "dim": 48, "layer_num": 3, "heads": 3, "mlp_ratio": "11/4",
-    }  # fmt: skip
-    data["Encoder"] |= {"context_type": "none", "rope_input_type": "hw", "rope_theta": 2000}
-    return {**data, "share_semantic_encoder": False, "semantic_input_type": "encoder_output"}
-
-
-def write_release(directory: Path, modules: Mapping[str, nn.Module]) -> None:
-    """A tokenizer in the release's files; raw and EMA are the same."""
-    directory.mkdir()
-    for module in modules.values():
-        tensors = {
-            release_name(name): tensor[None] if name.endswith("queries") else tensor
-            for name, tensor in module.state_dict().items()
-        }
-        encoder = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith("dec.")}
-        decoder = {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith("dec.")}
-        for file, part in (("model", encoder), ("model_1", decoder), ("model_2", encoder), ("model_3", decoder)):
-            save_file(part, directory / f"{file}.safetensors")

@@ -9,8 +9,8 @@ __all__ = ["NOT_WEIGHTS", "POSITION_MASK", "release_name"]
 POSITION_MASK = "pos_select_mask"
 """A quantizer's buffer ``[positions, codes]`` of 0 and -inf: the codes that a position may use."""
 
-NOT_WEIGHTS = re.compile(rf"(.*\.)?({POSITION_MASK}|logit_mask|uncond_ar_labels)")
-"""Buffers that follow from the sizes; they are no part of our files."""
+NOT_WEIGHTS = re.compile(rf"(.*\.)?({POSITION_MASK}|codebook_size_per_pos|logit_mask|uncond_ar_labels)")
+"""Buffers that follow from the sizes (two of them only in old files); they are no part of our files."""
 
 _OWNERS = {
     "encoder.queries": "enc.learnable_query",

@@ -1,8 +1,9 @@
 """Imports a directory of the Prologue release: its safetensors files become model files of ours.
 
 A file's role is its number (docs/prologue.md, section 11): tokenizer ``model`` encoder and quantizers, ``model_1`` decoder,
-``model_2`` and ``model_3`` their EMA; joint runs ``model_5`` prior, ``model_6`` its EMA; prior ``model``, ``model_1``
-its EMA. The pickles beside them are never opened. No file is held in memory: see :mod:`overture.interop.stream`.
+``model_2`` and ``model_3`` their EMA; OneStage ``model_5`` prior, ``model_6`` its EMA; prior ``model``, ``model_1``
+its EMA. A file's number is its model's place among those that were trained together, so what follows ``model_3`` differs
+between tokenizers (Post has no discriminator, 1D and 2D no prior); no more than these are read. The pickles beside them are never opened. No file is held in memory: see :mod:`overture.interop.stream`.
 """
 
 from __future__ import annotations
@@ -81,15 +82,18 @@ def _what(place: Place, config: Path | None) -> tuple[Release, bool]:
             )
         release = RELEASES[place.name]
         return release, release.has_tokenizer and release.prior is not None
-    release, one_stage = read_config(config)
     if place.has("model") and any(name.startswith("ar_model.") for name in _contents(place.file("model"))):
+        release, _ = read_config(config)
         if release.prior is None:
             raise OvertureError(f"{config}: ARModel is missing, and {place} holds a prior")
         return replace(release, has_tokenizer=False), False
-    one_stage = one_stage or place.name == "prologue-onestage-joint"
-    if one_stage and release.prior is None:
+    release, one_stage = read_config(config, prior=False)
+    if not one_stage and place.name != "prologue-onestage-joint":
+        return release, False
+    release, _ = read_config(config)
+    if release.prior is None:
         raise OvertureError(f"{config}: ARModel is missing, and {place} holds a prior beside its tokenizer")
-    return release if one_stage else replace(release, prior=None), one_stage
+    return release, True
 
 
 def _import_tokenizer(place: Place, config: TokenizerConfig, one_stage: bool, out: Path) -> Imported:
@@ -221,11 +225,14 @@ def _with_sizes(config: TokenizerConfig, files: list[Path]) -> TokenizerConfig:
 
 
 def _prefix_sizes(stored: StoredTensor, shape: tuple[int, int]) -> tuple[int, ...]:
-    """Codebook sizes of a mask ``[positions, codes]`` that allows the first codes (0) and forbids the rest (-inf)."""
+    """Codebook sizes of a mask ``[positions, codes]`` that allows the first codes (0) and forbids the rest (-inf).
+
+    It may have rows to spare: 1D writes one for every patch, also where it has fewer tokens.
+    """
     where = f"{stored.file}: {stored.name}"
-    if stored.shape != shape:
+    if len(stored.shape) != 2 or stored.shape[0] < shape[0] or stored.shape[1] != shape[1]:
         raise OvertureError(f"{where} is {list(stored.shape)}, expected {list(shape)}")
-    mask: Tensor = stored.load()
+    mask: Tensor = stored.load()[: shape[0]]
     allowed = mask == 0
     sizes = allowed.sum(dim=1)
     is_prefix = torch.equal(allowed, torch.arange(shape[1]) < sizes[:, None])

@@ -2,12 +2,14 @@
 
 Its names are not ours: ``num_classes`` counts the unconditional class, the "semantic" quantizer and encoder are the
 prologue's, ``use_eos`` is the separator, ``concat`` means "patches, then learned queries". What our models cannot be
-is refused, by name.
+is refused, by name. The file of a tokenizer's own training may describe a joint prior that ours cannot be (1D and 2D:
+one with tied embeddings, which was never trained); that matters only to who imports the prior.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,21 @@ from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerC
 
 __all__ = ["read_config"]
 
-_TRANSFORMER = {"rope": True, "abs_pos": False, "norm_layer": "RMSNorm", "ffn_type": "geglu", "bos_zero_rope": False}
+_TRANSFORMER = {
+    "rope": True, "abs_pos": False, "norm_layer": "RMSNorm", "ffn_type": "geglu", "bos_zero_rope": False, "out_act": False,
+}  # fmt: skip
+_TOKENIZER = {**_TRANSFORMER, "causal": False}
 _QUANTIZER = {"z_norm_type": "l2", "codebook_proj": "l2"}
-_PRIOR = {**_TRANSFORMER, "conditional_injection": "llamagen", "tied_embedding": False, "rope_input_type": "l"}
+_PRIOR = {
+    **_TRANSFORMER, "causal": True, "conditional_injection": "llamagen", "tied_embedding": False, "context_type": "none",
+    "rope_input_type": "l", "temperature": 1.0,
+}  # fmt: skip
 _POST = {"semantic_input_type": "encoder_output"}
 
 
-def read_config(path: Path) -> tuple[Release, bool]:
+def read_config(path: Path, *, prior: bool = True) -> tuple[Release, bool]:
     """The models of a configuration file, and whether they were trained in one stage (so that the prior lies beside
-    the tokenizer and raw weights were published)."""
+    the tokenizer and raw weights were published). Without ``prior``, what the file says about one is not read."""
     try:
         data = json.loads(path.read_text())
     except OSError as error:
@@ -40,7 +48,7 @@ def read_config(path: Path) -> tuple[Release, bool]:
         raise OvertureError(f"{path}: not a config of the release (expected an object)")
     top = _Section(path, "", data)
     one_stage = bool(data.get("continuous_training", False))
-    return Release(_tokenizer(top), _prior(top) if "ARModel" in data else None), one_stage
+    return Release(_tokenizer(top), _prior(top) if prior and "ARModel" in data else None), one_stage
 
 
 class _Section:
@@ -83,8 +91,8 @@ class _Section:
                     f"{self.path}: {self.name}{key} is {self.data[key]!r}; only {value!r} can be imported"
                 )
 
-    def transformer(self) -> TransformerConfig:
-        self.require(_TRANSFORMER)
+    def transformer(self, expected: dict[str, Any]) -> TransformerConfig:
+        self.require(expected)
         return TransformerConfig(
             self.integer("dim"),
             self.integer("layer_num"),
@@ -106,7 +114,7 @@ class _Section:
 
 
 def _tokenizer(top: _Section) -> TokenizerConfig:
-    top.require({"share_semantic_codebook": False} if top.data.get("Prologue") else {})
+    top.require({"ae_no_label": True, **({"share_semantic_codebook": False} if top.data.get("Prologue") else {})})
     encoder, decoder = top.section("Encoder"), top.section("Decoder")
     has_prologue = bool(top.data.get("Prologue"))
     has_post = has_prologue and not top.data.get("share_semantic_encoder", True)
@@ -141,19 +149,31 @@ def _tokenizer(top: _Section) -> TokenizerConfig:
         sections[-1].require(with_queries)
     for section in sections[1:]:
         section.require({"rope_axes_dim": encoder.data.get("rope_axes_dim")})
+    grid = top.integer("image_size") // top.integer("patch_size")
+    decoder.require({"max_seq_len": grid**2})
     return TokenizerConfig(
         image_size=top.integer("image_size"),
         channels=top.integer("num_channels"),
         patch_size=top.integer("patch_size"),
         num_classes=encoder.integer("cond_input_dim") - 1,
-        encoder=encoder.transformer(),
-        decoder=decoder.transformer(),
+        encoder=encoder.transformer(_TOKENIZER),
+        decoder=decoder.transformer(_TOKENIZER),
         rope_axes=encoder.axes(),
         theta_grid=_theta(sections, "hw", TokenizerConfig.theta_grid),
         theta_index=_theta(sections, "l", TokenizerConfig.theta_index),
         segments=tuple(segments),
-        post_encoder=sections[2].transformer() if has_post else None,
+        post_encoder=sections[2].transformer(_TOKENIZER) if has_post else None,
+        encoder_columns=_columns(encoder, grid),
     )
+
+
+def _columns(encoder: _Section, grid: int) -> int | None:
+    """Columns that an encoder without queries counts its patches by: it takes ``max_seq_len`` for the patches of a
+    square, and nothing but the positions depends on it (Post: 256 is written out where others refer to the image)."""
+    if encoder.data.get("context_type") == "concat" or "max_seq_len" not in encoder.data:
+        return None
+    columns = math.isqrt(max(encoder.integer("max_seq_len"), 1))
+    return None if columns == grid else columns
 
 
 def _theta(sections: list[_Section], kind: str, default: float) -> float:
@@ -172,8 +192,7 @@ def _theta(sections: list[_Section], kind: str, default: float) -> float:
 
 def _prior(top: _Section) -> PriorConfig:
     section = top.section("ARModel")
-    section.require(_PRIOR)
-    size = section.transformer()
+    size = section.transformer(_PRIOR)
     return PriorConfig(
         dim=size.dim,
         depth=size.depth,

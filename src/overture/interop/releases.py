@@ -5,7 +5,7 @@ Nothing beside the weights says how large they are, so the sizes are here (docs/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from overture.nn.transformer import TransformerConfig
@@ -32,6 +32,9 @@ BASE = PriorConfig()
 LARGE = PriorConfig(dim=1024, depth=24, heads=16)
 XL = PriorConfig(dim=1280, depth=32, heads=20)
 
+_JOINT_BASE = replace(BASE, dropout=0.0)
+"""OneStage: of base size, and without dropout like every prior that was trained beside its tokenizer."""
+
 _LARGE_DECODER = TransformerConfig(dim=1024, depth=24, heads=16)
 _POST_ENCODER = TransformerConfig(dim=512, depth=10, heads=8, ratio=11 / 4)
 
@@ -56,7 +59,7 @@ RELEASES = {
     "prologue-b-tokenizer": Release(_PROLOGUE_B),
     "prologue-l-tokenizer": Release(_PROLOGUE_L),
     "prologue-post-tokenizer": Release(_POST),
-    "prologue-onestage-joint": Release(_PROLOGUE_B, BASE),
+    "prologue-onestage-joint": Release(_PROLOGUE_B, _JOINT_BASE),
     "ar-1d-base": Release(_1D, BASE, has_tokenizer=False),
     "ar-2d-base": Release(_2D, BASE, has_tokenizer=False),
     "ar-prologue-b-b": Release(_PROLOGUE_B, BASE, has_tokenizer=False),

@@ -71,7 +71,8 @@ class TokenizerConfig:
     """A whole tokenizer.
 
     ``rope_axes`` are the channels of a head that turn with (row, column, index), for encoder and decoder; without
-    them each follows :func:`overture.nn.rope.default_axes`.
+    them each follows :func:`overture.nn.rope.default_axes`. ``encoder_columns`` is for imported weights whose encoder
+    counts its patches in rows of another length than the image's.
     """
 
     image_size: int = 256
@@ -85,12 +86,15 @@ class TokenizerConfig:
     theta_index: float = 10000.0
     segments: tuple[SegmentConfig, ...] = field(default=(SegmentConfig(),))
     post_encoder: TransformerConfig | None = None
+    encoder_columns: int | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise UsageError(
                 f"tokenizer: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+        if self.encoder_columns is not None and self.encoder_columns < 1:
+            raise UsageError(f"tokenizer: encoder_columns is {self.encoder_columns}, needs at least 1")
         transformers = {"encoder": self.encoder, "decoder": self.decoder, "post encoder": self.post_encoder}
         for name, transformer in transformers.items():
             if self.rope_axes is not None and transformer is not None and sum(self.rope_axes) != transformer.head_dim:

@@ -80,7 +80,8 @@ class Encoder(_WithRotary):
         self.queries = nn.Parameter(torch.randn(count, size.dim) * 0.02) if count else None
         initialize(self)
         self.transformer = size.build(config.num_classes, bias=True)
-        self.set_rotary(concatenate([_grid_rotary(config, size), _index_rotary(config, size, count)]))
+        columns = config.encoder_columns if source == "queries" else None
+        self.set_rotary(concatenate([_grid_rotary(config, size, columns), _index_rotary(config, size, count)]))
 
     def forward(self, patches_BLX: Tensor) -> Tensor:
         """Outputs of the patches, then of the queries."""
@@ -219,9 +220,11 @@ class Tokenizer(nn.Module):
         return self.quantizers[name]  # type: ignore[return-value]
 
 
-def _grid_rotary(config: TokenizerConfig, size: TransformerConfig) -> Rotary:
+def _grid_rotary(config: TokenizerConfig, size: TransformerConfig, columns: int | None = None) -> Rotary:
     axes = config.rope_axes or default_axes(size.head_dim)
-    return rotary(grid_positions(config.grid, config.grid, _AXES), axes, config.theta_grid)
+    patches, columns = config.grid**2, columns or config.grid
+    positions = grid_positions(-(-patches // columns), columns, _AXES)[:patches]
+    return rotary(positions, axes, config.theta_grid)
 
 
 def _index_rotary(config: TokenizerConfig, size: TransformerConfig, length: int) -> Rotary:
