@@ -326,12 +326,21 @@ def test_statistics_without_images(arrays, tmp_path, capsys) -> None:
     assert main(["evaluate", str(arrays[0]), "--reference", str(reference), "--network", "random:25"]) == 1
     errors = capsys.readouterr().err
     assert "other weights" in errors
+    assert main(["evaluate", str(reference), "--reference", str(arrays[1]), *words, "--images", "9"]) == 2
+    assert main(["evaluate", str(reference), "--make-reference", str(tmp_path / "again.npz"), *words]) == 2
+    errors = capsys.readouterr().err
+    assert "cannot be cut to 9 images" in errors
+    assert "holds statistics already" in errors
     # The same statistics as both sides, as other repositories keep them (mu and sigma alone).
     plain = tmp_path / "plain.npz"
     with np.load(reference) as file:
         np.savez(plain, mu=file["mu"], sigma=file["sigma"])
     assert main(["evaluate", str(plain), "--reference", str(reference), *words, "--json"]) == 0
-    assert abs(json.loads(capsys.readouterr().out)["measurements"]["fid"]["value"]) < 1e-6
+    found = json.loads(capsys.readouterr().out)["measurements"]["fid"]
+    assert abs(found["value"]) < 1e-6
+    assert "the statistics of the samples do not say which network made them" in found["notes"]
+    assert main(["evaluate", str(plain), "--reference", str(plain), *words]) == 0
+    assert "an unknown number of images (cut unknown) against an unknown number of plain.npz" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -344,6 +353,8 @@ def test_statistics_without_images(arrays, tmp_path, capsys) -> None:
         (["--reference", "R", "--images", "1"], "at least 2"),
         (["--reference", "R", "--batch-size", "0"], "at least 1"),
         (["--reference", "R", "--keep-images", "5"], "--make-reference"),
+        (["--make-reference", "x.npz", "--keep-images", "1"], "--keep-images at least 2"),
+        (["--reference", "R", "--out", "."], "is a folder"),
         (["--reference", "R", "--inception-weights", "f", "--network", "random:3"], "does not go with"),
     ],
 )
@@ -379,6 +390,13 @@ def test_records_that_are_none(tmp_path, capsys) -> None:
         path.write_text(text)
         assert main(["compare", str(path)]) == 1
         assert reason in capsys.readouterr().err
+    path.write_text("[" * 100_000)
+    assert main(["compare", str(path)]) == 1
+    assert "not a JSON" in capsys.readouterr().err
+    for wrong, reason in (({"value": 10**400}, "too large"), ({"notes": "abc"}, "need a list")):
+        path.write_text(json.dumps({"x": {"name": "FID", "value": 3.0, "protocol": {}, **wrong}}))
+        assert main(["compare", str(path)]) == 1
+        assert reason in capsys.readouterr().err
     path.write_text(json.dumps({"x": {"name": "FID", "value": "3", "protocol": {}}}))
     assert main(["compare", str(path)]) == 1
     assert "needs a number" in capsys.readouterr().err
@@ -392,3 +410,89 @@ def test_names_of_one_reference_do_not_count() -> None:
     assert differences(one, Protocol(reference="b.npz", reference_hash="1")) == []
     assert differences(one, Protocol(reference="a.npz", reference_hash="2")) == ["reference_hash"]
     assert differences(Protocol(reference="a"), Protocol(reference="b")) == ["reference"]
+
+
+def test_measurements_of_one_name_are_told_apart(tmp_path) -> None:
+    def entry(value: float) -> dict:
+        return {"name": "gFD(domain)", "value": value, "protocol": {}}
+
+    path = tmp_path / "results.json"
+    path.write_text(
+        json.dumps({"real": entry(0.1), "generation": [entry(5.0), entry(4.0)], "x": {**entry(1), "name": "FD"}})
+    )
+    found = {name: measurement.value for name, measurement in read_measurements(tmp_path).items()}
+    assert found == {
+        "gFD(domain) (real)": 0.1,
+        "gFD(domain) (generation 0)": 5.0,
+        "gFD(domain) (generation 1)": 4.0,
+        "FD": 1.0,
+    }
+
+
+# Statistics files
+
+
+@pytest.mark.parametrize(
+    ("held", "text"),
+    [
+        ({"mu": np.zeros(24)}, "holds mu, needs images (arr_0), or mu and sigma"),
+        ({"sigma": np.eye(24)}, "holds sigma, needs images (arr_0), or mu and sigma"),
+        ({}, "holds nothing, needs images (arr_0), or mu and sigma"),
+        ({"mu": np.eye(24), "sigma": np.zeros(24)}, "have shapes (24, 24) and (24,)"),
+        ({"mu": np.full(24, np.nan), "sigma": np.eye(24)}, "NaN or infinity"),
+        ({"mu": np.zeros(24), "sigma": np.triu(np.ones((24, 24)))}, "covariance of wrong.npz is not symmetric"),
+        ({"mu": np.zeros(24), "sigma": -np.eye(24)}, "covariance of wrong.npz has the eigenvalue -1"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5)}, "5 features, random:24 has 24"),
+        ({"mu": np.zeros(24), "sigma": np.eye(24), "size": np.str_("8x8")}, "16x16 against 8x8 pixels"),
+        ({"mu": np.zeros(24), "sigma": np.eye(24), "arr_0": pixels(9, 8)}, "16x16 against 8x8 pixels"),
+        ({"mu": np.zeros(24), "sigma": np.eye(24), "arr_0": pixels(9) / 255}, "needs uint8"),
+    ],
+)
+def test_statistics_that_are_wrong(arrays, tmp_path, capsys, held: dict, text: str) -> None:
+    wrong = tmp_path / "wrong.npz"
+    np.savez(wrong, **held)
+    assert main(["evaluate", str(arrays[0]), "--reference", str(wrong), "--network", "random:24", "--json"]) == 1
+    out, errors = capsys.readouterr()
+    assert out == ""
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("overture: ")
+    assert text in last
+    assert "wrong.npz" in last
+
+
+def test_a_reference_knows_the_size_of_its_images(arrays, tmp_path, capsys) -> None:
+    made, small = tmp_path / "made.npz", tmp_path / "small.npz"
+    np.savez(small, arr_0=pixels(9, 8))
+    words = ["--network", "random:24"]
+    assert main(["evaluate", str(arrays[1]), "--make-reference", str(made), *words]) == 0
+    assert main(["evaluate", str(small), "--reference", str(made), *words]) == 1
+    assert "8x8 against 16x16 pixels" in capsys.readouterr().err
+    assert main(["evaluate", str(arrays[1]), "--make-reference", str(made), *words, "--keep-images", "81"]) == 1
+    assert main(
+        ["evaluate", str(arrays[1]), "--make-reference", str(made), *words, "--keep-images", "9", "--images", "8"]
+    ) == 1  # fmt: skip
+    errors = capsys.readouterr().err
+    assert "asked to keep 81 images of 80" in errors
+    assert "asked to keep 9 images of 8" in errors
+
+
+def test_grey_and_colour_images_are_kept_together(tmp_path) -> None:
+    folder, made = tmp_path / "images", tmp_path / "made.npz"
+    folder.mkdir()
+    for number, image in enumerate(pixels(1004, 8)):  # more than the thousand that are read at once
+        Image.fromarray(image if number == 0 else image[..., 0]).save(folder / f"{number:04d}.png")
+    words = ["evaluate", str(folder), "--make-reference", str(made), "--network", "random:4", "--keep-images", "1004"]
+    assert main(words) == 0
+    with np.load(made) as file:
+        kept = file["arr_0"]
+    assert kept.shape == (1004, 8, 8, 3)
+    assert int((kept.min(axis=(1, 2, 3)) < 256).sum()) == 1004
+    assert int((kept[..., 0] != kept[..., 1]).any(axis=(1, 2)).sum()) == 1
+
+
+def test_numbers_are_told_though_the_record_cannot_be_written(arrays, tmp_path, capsys) -> None:
+    words = ["--reference", str(arrays[1]), "--network", "random:24", "--json"]
+    assert main(["evaluate", str(arrays[0]), *words, "--out", str(arrays[0] / "record.json")]) == 1
+    out, errors = capsys.readouterr()
+    assert json.loads(out)["measurements"]["fid"]["value"] > 0
+    assert "cannot write the record" in errors.strip().splitlines()[-1]

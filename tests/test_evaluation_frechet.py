@@ -178,12 +178,12 @@ def test_float32_rounding_is_accepted_and_what_is_no_covariance_refused() -> Non
     rounded = gaussian(features(20, 50)).covariance.float().double()
     a = Gaussian(torch.zeros(50), rounded)
     assert frechet_distance(a, a).distance < 1e-4
-    with pytest.raises(OvertureError, match="eigenvalue"):
-        frechet_distance(a, Gaussian(torch.zeros(50), -rounded))
+    with pytest.raises(OvertureError, match="covariance of REF has the eigenvalue"):
+        frechet_distance(a, Gaussian(torch.zeros(50), -rounded), ("SAMPLES", "REF"))
     lopsided = rounded.clone()
     lopsided[0, 1] += 1
-    with pytest.raises(OvertureError, match="not symmetric"):
-        frechet_distance(a, Gaussian(torch.zeros(50), lopsided))
+    with pytest.raises(OvertureError, match="covariance of SAMPLES is not symmetric"):
+        frechet_distance(Gaussian(torch.zeros(50), lopsided), a, ("SAMPLES", "REF"))
 
 
 def test_statistics_survive_a_file(tmp_path) -> None:
@@ -224,3 +224,26 @@ def test_broken_files_are_one_line_errors(tmp_path) -> None:
     with pytest.raises(OvertureError, match=r"statistics\.npz: .*NaN") as caught:
         Gaussian.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"sigma": np.eye(2) + 0j}, "sigma is complex128, needs real numbers"),
+        ({"mu_s": np.array(["a"]), "sigma_s": np.eye(1)}, "mu_s is <U1, needs real numbers"),
+        ({"count": np.array([5])}, "count is no whole number"),
+        ({"count": np.float64(5)}, "count is no whole number"),
+        ({"count": np.int64(-3)}, "count is -3, statistics need at least 2 images"),
+    ],
+)
+def test_statistics_of_the_wrong_kind_are_refused(tmp_path, arrays: dict, match: str) -> None:
+    path = tmp_path / "statistics.npz"
+    np.savez(path, **{"mu": np.zeros(2), "sigma": np.eye(2), **arrays})
+    with pytest.raises(OvertureError, match=rf"statistics\.npz: {match}"):
+        Gaussian.load(path)
+
+
+def test_arrays_beside_the_statistics_are_left_alone(tmp_path) -> None:
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2), other=np.array([{}]), columns=np.asfortranarray(np.ones((2, 3))))
+    assert Gaussian.load(path)[0].dims == 2

@@ -79,10 +79,10 @@ def test_singular_covariances_are_told() -> None:
 
 
 def test_references_keep_what_they_are(tmp_path) -> None:
-    reference = make_reference("toy", NETWORK, [images(30)])
+    reference = dataclasses.replace(make_reference("toy", NETWORK, [images(30)]), size=(16, 24))
     reference.save(tmp_path / "toy.npz")
     loaded = Reference.load(tmp_path / "toy.npz")
-    for name in ("name", "hash", "network", "network_hash"):
+    for name in ("name", "hash", "network", "network_hash", "size"):
         assert getattr(loaded, name) == getattr(reference, name)
     a, b = (generation_distance(NETWORK, [images(20, seed=1)], r) for r in (reference, loaded))
     assert a == b
@@ -98,7 +98,7 @@ def test_plain_references_are_used_with_a_note(tmp_path) -> None:
     assert measured.protocol.reference == "plain.npz"
     assert measured.protocol.reference_images is None
     np.savez(path, mu=np.zeros(7), sigma=np.eye(7))
-    with pytest.raises(OvertureError, match="6 against 7 features"):
+    with pytest.raises(OvertureError, match=r"'plain\.npz': 7 features, random:6 has 6"):
         generation_distance(NETWORK, [images(20)], Reference.load(path))
 
 
@@ -215,3 +215,39 @@ def test_every_protocol_field_counts_unless_it_names_the_subject() -> None:
 def test_a_value_that_json_cannot_hold_is_null_with_a_note() -> None:
     values = Measurement("PSNR", float("inf"), "dB", Protocol()).to_dict()
     assert (values["value"], values["notes"]) == (None, ["the value is inf"])
+
+
+def test_a_reference_of_impossible_size_is_refused(tmp_path) -> None:
+    path = tmp_path / "toy.npz"
+    np.savez(path, mu=np.zeros(6), sigma=np.eye(6), size=np.str_("large"))
+    with pytest.raises(OvertureError, match=r"toy\.npz: the size of its images is 'large', needs HEIGHTxWIDTH"):
+        Reference.load(path)
+
+
+def test_a_reference_of_another_network_is_refused_before_the_work() -> None:
+    def never():
+        raise AssertionError("an image was asked for")
+        yield
+
+    reference = make_reference("toy", load_network("random:5"), [images(30)])
+    for measure in (
+        lambda: generation_distance(NETWORK, never(), reference),
+        lambda: reconstruction_report(MeanTokenizer(), never(), NETWORK, reference),
+    ):
+        with pytest.raises(OvertureError, match="'toy': these statistics were made with random:5"):
+            measure()
+
+
+def test_a_grey_image_has_one_hash_in_grey_and_in_colour() -> None:
+    grey, others = images(3), images(3, seed=1)
+
+    def digest(*batches: torch.Tensor) -> str:
+        found = ImageSetHash()
+        for batch in batches:
+            found.update(batch)
+        return found.hexdigest()
+
+    assert digest(grey, others) == digest(grey.expand(-1, 3, -1, -1), others)
+    coloured = grey.repeat(1, 3, 1, 1)
+    coloured[1, 2, 5, 5] ^= 1
+    assert digest(grey) != digest(coloured)

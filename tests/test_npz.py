@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,31 @@ def test_bad_files_are_one_line(files, tmp_path) -> None:
     np.savez(objects, arr_0=np.array([{"a": 1}], dtype=object))
     with pytest.raises(OvertureError, match="never read"):
         array_entries(objects)["arr_0"].check()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_is_damage(tmp_path, save) -> None:
+    path, images = tmp_path / "broken.npz", np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
+    save(path, arr_0=images)
+    data = bytearray(path.read_bytes())
+    data[30_000] ^= 1
+    path.write_bytes(data)
+    entry = array_entries(path)["arr_0"]  # reads the header alone
+
+    def read_all() -> None:
+        entry.check()
+        list(entry.rows(0, 50, 7))
+
+    with pytest.raises(OvertureError, match=r"broken\.npz: not a readable"):
+        read_all()
+
+
+def test_an_array_shorter_than_its_header_says_is_damage(tmp_path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (9, 4, 4, 3)})
+    path = tmp_path / "short.npz"
+    with zipfile.ZipFile(path, "w") as archive:  # what follows must not pass for images
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(8 * 4 * 4 * 3))
+        archive.writestr("padding", bytes(1000))
+    with pytest.raises(OvertureError, match="384 bytes"):
+        array_entries(path)

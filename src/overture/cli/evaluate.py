@@ -115,8 +115,8 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError("--keep-images goes with --make-reference")
     if options.inception_weights and options.network != "inception":
         raise UsageError(f"--inception-weights does not go with --network {options.network}")
-    if options.batch_size < 1 or options.keep_images < 0:
-        raise UsageError("evaluate: --batch-size needs to be at least 1, --keep-images at least 0")
+    if options.batch_size < 1 or options.keep_images < 0 or options.keep_images == 1:
+        raise UsageError("evaluate: --batch-size needs to be at least 1, --keep-images at least 2 (or 0: none)")
     if options.images is not None and options.images < 2:
         raise UsageError(f"--images is {options.images}, needs at least 2")
 
@@ -139,8 +139,8 @@ def describe(result: Evaluation) -> str:
     first = next(iter(result.measurements.values()), None)
     if first is not None:
         protocol = first.protocol
-        images = "unknown" if protocol.images is None else f"{protocol.images:,}"
-        others = "an unknown number of" if protocol.reference_images is None else f"{protocol.reference_images:,}"
+        images = "an unknown number of" if protocol.images is None else f"{protocol.images:,}"
+        others = "an unknown number" if protocol.reference_images is None else f"{protocol.reference_images:,}"
         size = f" of {protocol.image_size} px" if protocol.image_size else ""
         lines += [
             "",

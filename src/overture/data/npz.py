@@ -6,6 +6,7 @@ from its beginning.
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
@@ -97,6 +98,10 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
                 with archive.open(info) as stream:
                     shape, dtype, fortran = _read_header(stream)
                     header = stream.tell()
+                if not dtype.hasobject and info.file_size - header != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(
+                        f"'{info.filename}' holds {info.file_size - header:,} bytes, not its {shape} {dtype}"
+                    )
                 offset = None
                 if info.compress_type == zipfile.ZIP_STORED:
                     raw.seek(info.header_offset)

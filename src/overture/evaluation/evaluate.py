@@ -20,7 +20,7 @@ from overture.errors import OvertureError, UsageError, nearest
 from overture.evaluation.collect import Collected, collect
 from overture.evaluation.image_sets import is_statistics_file, open_images
 from overture.evaluation.kernel_distance import kernel_distance
-from overture.evaluation.measure import measure_distance
+from overture.evaluation.measure import check_reference, measure_distance
 from overture.evaluation.networks import FeatureNetwork
 from overture.evaluation.precision_recall import precision_recall
 from overture.evaluation.protocol import Measurement, Protocol
@@ -129,7 +129,9 @@ def evaluate(
     check_metrics(metrics)
     if samples.size and reference.size and samples.size != reference.size:
         sizes = " against ".join("x".join(map(str, side.size or ())) for side in (samples, reference))
-        raise OvertureError(f"{samples.name} and {reference.name}: {sizes} pixels; cut both with --image-size")
+        raise OvertureError(
+            f"{samples.name} and {reference.name}: {sizes} pixels; both sides need one size (--image-size cuts image files)"
+        )
     measurements: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
     manifolds = None
@@ -160,7 +162,7 @@ def save_reference(
     """Write statistics, and with ``keep`` the first images too (for precision, recall and KID), as ADM's files do."""
     if path.suffix != ".npz":
         raise UsageError(f"{path}: a reference is an .npz file")
-    if side.size is None or side.images is None:
+    if side.cut is None or side.size is None or side.images is None:
         raise UsageError(f"{spec}: holds statistics already; a reference is made of images")
     reference = Reference(side.name, side.gaussian, side.hash, network.name, side.network_hash, side.spatial, side.size)
     arrays = {}
@@ -177,16 +179,7 @@ def save_reference(
 
 def _from_statistics(spec: str, network: FeatureNetwork) -> Collected:
     reference = Reference.load(Path(spec).expanduser())
-    if reference.network_hash is not None and reference.network_hash != network.weights_hash:
-        raise OvertureError(
-            f"{spec}: these statistics were made with {reference.network} of other weights than {network.name}; "
-            "make them again with this network"
-        )
-    if reference.gaussian.dims != network.dims:
-        raise OvertureError(
-            f"{spec}: {reference.gaussian.dims} features, {network.name} has {network.dims}; "
-            "make the statistics with this network"
-        )
+    check_reference(reference, network, spec)
     return Collected(
         name=reference.name,
         hash=reference.hash,
@@ -269,8 +262,10 @@ def _distance(
     assert gaussian is not None
     assert other is not None
     against = Reference(reference.name, other, reference.hash, network.name, reference.network_hash)
-    measured = measure_distance(name, gaussian, network, against, protocol)
+    measured = measure_distance(name, gaussian, network, against, protocol, samples.name)
     notes = list(measured.notes)
+    if samples.network_hash is None:
+        notes.append("the statistics of the samples do not say which network made them")
     if samples.images is not None and samples.images < ADM_IMAGES:
         notes.append(f"{samples.images:,} images; the ADM protocol takes {ADM_IMAGES:,}, fewer give a higher distance")
     return dataclasses.replace(measured, notes=tuple(notes))

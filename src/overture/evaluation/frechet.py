@@ -99,6 +99,8 @@ def read_statistics(path: Path) -> tuple[Gaussian, Gaussian | None, dict[str, st
         if entries["count"].shape != () or entries["count"].dtype.kind not in "iu":
             raise OvertureError(f"{path}: count is no whole number")
         count = int(read_array(entries["count"]))
+        if count < 2:
+            raise OvertureError(f"{path}: count is {count}, statistics need at least 2 images")
 
     def gaussian(mean: str, covariance: str) -> Gaussian:
         try:
@@ -212,8 +214,8 @@ class FrechetResult:
         return min(self.rank_a, self.rank_b) < self.dims
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> FrechetResult:
-    """The Fréchet (2-Wasserstein, squared) distance of two Gaussians, in float64.
+def frechet_distance(a: Gaussian, b: Gaussian, names: tuple[str, str] = ("the first", "the second")) -> FrechetResult:
+    """The Fréchet (2-Wasserstein, squared) distance of two Gaussians, in float64; ``names`` are theirs in errors.
 
     ``tr (S_a S_b)^(1/2)`` is the sum of the square roots of the eigenvalues of ``A^T S_b A`` for any factor
     ``S_a = A A^T``; with ``S_b = B B^T`` these roots are the singular values of ``A^T B``. Factors come from the
@@ -224,7 +226,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> FrechetResult:
     """
     if a.dims != b.dims:
         raise OvertureError(f"Fréchet distance: {a.dims} against {b.dims} features; both sides need the same network")
-    factor_a, factor_b = _factor(a.covariance), _factor(b.covariance)
+    factor_a, factor_b = _factor(a.covariance, names[0]), _factor(b.covariance, names[1])
     mean_term = float((a.mean - b.mean).square().sum())
     root_trace = float(torch.linalg.svdvals(factor_a.T @ factor_b).sum())
     covariance_term = float(a.covariance.trace() + b.covariance.trace()) - 2 * root_trace
@@ -240,19 +242,19 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> FrechetResult:
     )
 
 
-def _factor(covariance_DD: Tensor) -> Tensor:
+def _factor(covariance_DD: Tensor, name: str) -> Tensor:
     """``A`` ``[D, rank]`` with ``A A^T`` = the covariance."""
     asymmetry = float((covariance_DD - covariance_DD.T).abs().max())
     largest = float(covariance_DD.abs().max())
     if asymmetry > 1e-6 * largest:
         raise OvertureError(
-            f"Fréchet distance: a covariance is not symmetric (off by {asymmetry:.3g}); check its source"
+            f"Fréchet distance: the covariance of {name} is not symmetric (off by {asymmetry:.3g}); check its source"
         )
     values_D, vectors_DD = torch.linalg.eigh((covariance_DD + covariance_DD.T) / 2)
     tolerance = len(values_D) * torch.finfo(torch.float64).eps * float(values_D.abs().max())
     if float(values_D[0]) < -1e-5 * largest:
         raise OvertureError(
-            f"Fréchet distance: a covariance has the eigenvalue {float(values_D[0]):.3g}; check its source"
+            f"Fréchet distance: the covariance of {name} has the eigenvalue {float(values_D[0]):.3g}; check its source"
         )
     kept = values_D > tolerance
     return vectors_DD[:, kept] * values_D[kept].sqrt()

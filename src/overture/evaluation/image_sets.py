@@ -139,6 +139,9 @@ def open_images(spec: str, size: int | None = None) -> ImageSet:
             return found
         if {"mu", "sigma"} <= entries.keys():
             raise OvertureError(f"{path}: holds statistics and no images (arr_0)")
+        if not entries or entries.keys() & {"mu", "sigma", "mu_s", "sigma_s"}:
+            held = ", ".join(entries) or "nothing"
+            raise OvertureError(f"{path}: holds {held}, needs images (arr_0), or mu and sigma")
     if path.is_dir() and spec and spec.split("/")[0] not in KNOWN_SETS:
         return SourceImages(path.name, FolderSource(spec, path, labelled=False), size)
     for file in (path, *path.parents):

@@ -30,6 +30,7 @@ from overture.layout import Layout
 
 __all__ = [
     "ReconstructionReport",
+    "check_reference",
     "feature_statistics",
     "generation_distance",
     "make_reference",
@@ -102,16 +103,35 @@ def make_reference(
     return Reference(name, gaussian, digest.hexdigest(), network.name, network.weights_hash)
 
 
-def measure_distance(
-    name: str, gaussian: Gaussian, network: FeatureNetwork, reference: Reference, protocol: Protocol
-) -> Measurement:
-    """The Fréchet distance of statistics to a reference, with the rest of ``protocol`` filled in."""
+def check_reference(reference: Reference, network: FeatureNetwork, where: str = "") -> None:
+    """Refuse statistics of another network; ``where`` they lie, if not only their name is known."""
+    where = where or f"reference '{reference.name}'"
     if reference.network_hash is not None and reference.network_hash != network.weights_hash:
         raise OvertureError(
-            f"reference '{reference.name}' was made with {reference.network} of other weights than {network.name}; "
-            "make it again with this network"
+            f"{where}: these statistics were made with {reference.network} of other weights than {network.name}; "
+            "make them again with this network"
         )
-    result = frechet_distance(gaussian, reference.gaussian)
+    if reference.gaussian.dims != network.dims:
+        raise OvertureError(
+            f"{where}: {reference.gaussian.dims} features, {network.name} has {network.dims}; "
+            "make the statistics with this network"
+        )
+
+
+def measure_distance(
+    name: str,
+    gaussian: Gaussian,
+    network: FeatureNetwork,
+    reference: Reference,
+    protocol: Protocol,
+    measured: str = "the images",
+) -> Measurement:
+    """The Fréchet distance of statistics to a reference, with the rest of ``protocol`` filled in.
+
+    ``measured`` is what errors call the side that is no reference. Callers have seen to it (:func:`check_reference`)
+    that both sides are of this network.
+    """
+    result = frechet_distance(gaussian, reference.gaussian, (measured, reference.name))
     notes = []
     if reference.network_hash is None:
         notes.append("the reference does not say which network made it")
@@ -145,6 +165,7 @@ def generation_distance(
     progress: bool = False,
 ) -> Measurement:
     """``gFID`` or ``gFD(<network>)`` of generated images; ``protocol`` says how they were generated."""
+    check_reference(reference, network)
     gaussian = feature_statistics(network, batches, progress=progress).result()
     return measure_distance(f"g{network.label}", gaussian, network, reference, protocol or Protocol())
 
@@ -183,6 +204,8 @@ def reconstruction_report(
     Reconstructions are compared as uint8. Without a ``reference`` they are measured against the very images they
     come from, as rFID is meant. ``meters`` see every pair as well.
     """
+    if reference is not None:
+        check_reference(reference, network)
     originals, reconstructions = GaussianStatistics(network.dims), GaussianStatistics(network.dims)
     meter, usage, digest = ReconstructionMeter(), UsageMeter(tokenizer.layout), ImageSetHash()
     for images in _shown(batches, "reconstruction", progress):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,16 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
         data = json.loads(path.read_text())
     except OSError as error:
         raise OvertureError(f"{path}: cannot read this record ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OvertureError(f"{path}: not a JSON record ({error})") from error
     measurements: dict[str, Measurement] = {}
-    for place, entry in _entries(data, ""):
-        # The name tells most; where it stands tells apart what has one name (guided, unguided).
-        key = entry["name"] if entry["name"] not in measurements else f"{entry['name']} ({place})"
-        measurements[key] = _measurement(entry, path)
+    entries = list(_entries(data, ""))
+    named = Counter(str(entry["name"]) for _, entry in entries)
+    for place, entry in entries:
+        # The name tells most; where it stands tells apart what has one name (guided, unguided, real images).
+        measurement = _measurement(entry, path)
+        several = named[measurement.name] > 1
+        measurements[f"{measurement.name} ({place})" if several else measurement.name] = measurement
     if not measurements:
         raise OvertureError(f"{path}: holds no measurements; records are written by evaluate --out and by run")
     return measurements
