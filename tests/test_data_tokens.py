@@ -313,3 +313,12 @@ def test_load_ids_of_other_files(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 2)))
     with pytest.raises(OvertureError, match=r"no 2-D array of integers here, only x float64 \(2, 2\)"):
         load_ids(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(("crops", "count", "central"), [("ten", 10, 4), ("center", 1, 0), ("random-3", 3, 0)])
+def test_load_ids_takes_the_central_crop(tmp_path, crops, count, central):
+    head = TokenHeader(LAYOUT, "hash", crops, count, 10, 5, "somewhere", "print")
+    file = write(tmp_path / "a.tokens", head, *content(head))
+    assert file.central_crop == central
+    assert (load_ids(file.path).ids == file.ids(crop=central)).all()
+    assert (load_ids(file.path, crop=0).ids == file.ids(crop=0)).all()

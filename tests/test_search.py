@@ -81,7 +81,43 @@ def test_a_log_goes_on_where_it_ended(tmp_path) -> None:
     assert uninterrupted == resumed
     # Another protocol knows nothing of it.
     assert (asked[0], 1000) not in SettingLog(path, {"seed": 2})
-    path.write_text("{")
+    assert len(path.read_text().splitlines()) == total
+
+
+def test_a_half_written_line_is_measured_again(tmp_path) -> None:
+    path, protocol = tmp_path / "log.jsonl", {"seed": 1}
+    log = SettingLog(path, protocol)
+    for number in range(3):
+        log.add(Setting(scale=float(number)), 10, 0.5)
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for end in (last, last + 1, len(whole) - 1):  # nothing, a little, and all but the end of the last line
+        path.write_bytes(whole[:end])
+        again = SettingLog(path, protocol)
+        assert (Setting(scale=1.0), 10) in again
+        assert (Setting(scale=2.0), 10) not in again
+        again.add(Setting(scale=2.0), 10, 0.5)
+        assert path.read_bytes() == whole
+    path.write_bytes(b"{")  # the very first line
+    assert (Setting(scale=0.0), 10) not in SettingLog(path, protocol)
+
+
+@pytest.mark.parametrize("line", ["{", "", "[]", "3", '{"protocol": {"seed": 1}}'])
+def test_damage_within_a_log_is_refused(tmp_path, line: str) -> None:
+    path, protocol = tmp_path / "log.jsonl", {"seed": 1}
+    log = SettingLog(path, protocol)
+    log.add(Setting(), 10, 0.5)
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(OvertureError, match=r"log\.jsonl: damaged") as caught:
+        SettingLog(path, protocol)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ['"5"', "NaN", "null", "true"])
+def test_a_logged_value_is_a_number(tmp_path, value: str) -> None:
+    path, protocol = tmp_path / "log.jsonl", {"seed": 1}
+    SettingLog(path, protocol).add(Setting(), 10, 0.5)
+    path.write_text(path.read_text().replace('"value": 0.5', f'"value": {value}'))
     with pytest.raises(OvertureError, match="damaged"):
         SettingLog(path, protocol)
 
@@ -95,6 +131,8 @@ def test_a_log_goes_on_where_it_ended(tmp_path) -> None:
         {"finalists": 0},
         {"coarse_samples": 1},
         {"temperatures": (0.0,)},
+        {"temperatures": (float("inf"),)},
+        {"temperatures": (float("nan"),)},
     ],
 )
 def test_searches_that_cannot_be(wrong: dict) -> None:

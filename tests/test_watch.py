@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from overture.errors import OvertureError, UsageError
 from overture.pipeline import load_prior
+from overture.priors.guidance import Guidance
 from overture.recipes.quickstart import quickstart
 from overture.runs.config import RunConfig, WatchConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.evaluate import check_evaluation, generated_batches
 from overture.runs.stages import execute
+from overture.runs.watch import PriorWatch, _Watch
 from overture.training.checkpoint import read_metadata
 from overture.training.distributed import World
 from overture.training.progress import SilentProgress
@@ -113,3 +117,44 @@ def test_watches_that_cannot_be() -> None:
         WatchConfig(keep_best="gfd")
     with pytest.raises(UsageError, match="samples is 1"):
         WatchConfig(samples=1)
+
+
+def test_guided_samples_cannot_be_best_without_guidance() -> None:
+    wanted = config(replace(WATCH, keep_best="gfd_guided"))
+    check_evaluation(wanted)
+    with pytest.raises(UsageError, match="keep_best is gfd_guided"):
+        check_evaluation(replace(wanted, evaluation=replace(wanted.evaluation, guidance="1.0")))
+
+
+def test_an_interrupted_line_is_measured_again_and_damage_is_refused(tmp_path) -> None:
+    watch = _Watch(RunDirectory(tmp_path), "prior", every=5)
+    watch.keep(5, {"gfd": 1.5})
+    watch.keep(10, {"gfd": 1.0})
+    whole = watch.path.read_text()
+    watch.path.write_text(whole[:-4])
+    assert watch.known() == {5: {"gfd": 1.5}}
+    assert watch.pending(10)
+    watch.keep(10, {"gfd": 1.0})
+    assert watch.path.read_text() == whole
+    watch.path.write_text(whole[3:])
+    with pytest.raises(OvertureError, match=r"watch-prior\.jsonl: damaged"):
+        watch.known()
+
+
+def test_samples_to_choose_by_are_not_those_of_the_results(tmp_path) -> None:
+    seeds: list[int] = []
+
+    def pipe(classes: torch.Tensor, *, seed: int, **settings: object) -> torch.Tensor:
+        seeds.append(seed)
+        return torch.zeros(len(classes), 1, 8, 8)
+
+    shared = config(WATCH)
+    watch = SimpleNamespace(config=shared, run=RunDirectory(tmp_path))
+    for step in (6, 12):
+        list(PriorWatch._samples(watch, pipe, Guidance.parse("1.0"), 1.0, step, "gfd"))  # type: ignore[arg-type]
+    assert seeds[: len(seeds) // 2] == seeds[len(seeds) // 2 :]
+    chosen_by = set(seeds)
+    seeds.clear()
+    list(generated_batches(shared, pipe, Guidance.parse("1.0"), 1.0, SilentProgress()))  # type: ignore[arg-type]
+    assert len(seeds) == 4
+    assert not chosen_by & set(seeds)

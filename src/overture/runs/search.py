@@ -11,6 +11,7 @@ Every measurement is kept on disk as it is made, and the same command goes on fr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -80,8 +81,8 @@ class GuidanceSearch:
             raise UsageError("guidance search: needs at least 2 samples and 1 finalist")
         for setting in self.coarse():
             Guidance.parse(setting.guidance(self.segments))  # refuses unknown schedules and the like
-            if setting.temperature <= 0:
-                raise UsageError(f"guidance search: temperature {setting.temperature:g}, needs > 0")
+            if not 0 < setting.temperature < math.inf:
+                raise UsageError(f"guidance search: temperature {setting.temperature:g}, needs > 0 and finite")
 
     def coarse(self) -> list[Setting]:
         """The grid. Scale 1 is no guidance whatever the schedule, so it comes once."""
@@ -152,7 +153,7 @@ class SettingLog:
                 for line in complete_lines(path):
                     entry = json.loads(line)
                     if entry["protocol"] == protocol:
-                        self._known[Setting(**entry["setting"]), entry["samples"]] = entry["value"]
+                        self._known[Setting(**entry["setting"]), entry["samples"]] = _number(entry["value"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise OvertureError(f"{path}: damaged ({error!r}); delete it to search anew") from error
 
@@ -169,6 +170,12 @@ class SettingLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a distance is {value!r}")
+    return float(value)
 
 
 def _plainest(setting: Setting) -> Setting:
