@@ -16,7 +16,7 @@ from overture.analysis.prefix import keep_prefix, partners, sequence_prefix, stu
 from overture.analysis.text import text_rows
 from overture.data.transforms import to_uint8
 from overture.errors import OvertureError, UsageError
-from overture.evaluation.networks import load_network
+from overture.evaluation.networks import Outputs, load_network
 from overture.layout import Layout, Segment
 from overture.nn.transformer import TransformerConfig
 from overture.pipeline import Pipeline
@@ -195,6 +195,7 @@ def test_copies_are_suspicious_and_strangers_are_not() -> None:
     fresh = suspicious_share(nearest_by_features(torch.randn(200, 6), training), yardstick)
     assert fresh["suspicious_share"] < 0.05
     assert fresh["held_out_share"] <= 0.01
+    assert yardstick.distances_N.quantile(0.005) < fresh["threshold"] < yardstick.distances_N.quantile(0.02)
     exact = suspicious_share(Neighbours(torch.zeros(2), torch.tensor([0.0, 1.0])), yardstick)
     assert exact["exact_copies"] == 1
 
@@ -237,3 +238,35 @@ def test_layouts_of_these_tests_have_a_separator() -> None:
     assert LAYOUT.names == ("prologue", "visual")
     assert isinstance(LAYOUT, Layout)
     assert isinstance(LAYOUT.segments[0], Segment)
+
+
+@given(counts=st.lists(st.integers(0, 3), min_size=20, max_size=400))
+def test_held_out_images_are_suspicious_to_one_percent_whatever_the_ties(counts: list[int]) -> None:
+    held_out = Neighbours(torch.zeros(len(counts)), torch.tensor(counts))
+    found = suspicious_share(held_out, held_out)
+    assert found["suspicious_share"] == found["held_out_share"] == pytest.approx(0.01)
+    nearer = suspicious_share(Neighbours(torch.zeros(2), torch.tensor([-1, 9])), held_out)
+    assert nearer["suspicious_share"] == 0.5
+
+
+def test_copies_are_at_distance_zero_though_features_are_rounded() -> None:
+    training = torch.randn(3000, 128) + 3
+    copies = training[::100] * (1 + 1e-7 * torch.randn(30, 128))
+    found = nearest_by_features(copies, training)
+    assert torch.equal(found.places_N, torch.arange(0, 3000, 100))
+    assert found.distances_N.tolist() == [0.0] * 30
+    near = nearest_by_features(training[:30] + 1e-3, training)
+    torch.testing.assert_close(near.distances_N, torch.full((30,), 1e-3 * 128**0.5).double(), rtol=1e-3, atol=0)
+
+
+def test_distances_relative_to_nothing_are_refused() -> None:
+    class Blind:
+        """A judge to whom all images are one."""
+
+        name, offers = "blind", frozenset({"logits"})
+
+        def outputs(self, images: torch.Tensor) -> Outputs:
+            return Outputs(torch.ones(len(images), 4), torch.zeros(len(images), 3))
+
+    with pytest.raises(OvertureError, match="all 6 images are alike to blind"):
+        study_prefixes(PIPE, random_ids(6), torch.arange(6) % 3, (0, 2), Blind())  # type: ignore[arg-type]

@@ -20,6 +20,8 @@ __all__ = ["Neighbours", "nearest_by_features", "nearest_by_tokens", "suspicious
 
 CHUNK = 2048
 QUANTILE = 0.01
+ROUNDING = 1e-5
+"""Of features in float32, relative to their norm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,10 @@ class Neighbours:
 
 
 def nearest_by_features(samples_ND: Tensor, training_MD: Tensor) -> Neighbours:
-    """By Euclidean distance, computed in float64 for the nearest one."""
+    """By Euclidean distance, computed in float64 for the nearest one.
+
+    The features of one image differ in their last digits from batch to batch: distances that small count as 0.
+    """
     _check(samples_ND, training_MD)
     best_N = torch.full((len(samples_ND),), torch.inf, dtype=torch.float64)
     place_N = torch.zeros(len(samples_ND), dtype=torch.int64)
@@ -42,7 +47,9 @@ def nearest_by_features(samples_ND: Tensor, training_MD: Tensor) -> Neighbours:
         nearer_N = distance_N < best_N
         best_N = torch.where(nearer_N, distance_N, best_N)
         place_N = torch.where(nearer_N, where_N + start, place_N)
-    return Neighbours(place_N, best_N)
+    # Near 0 cdist is inexact: it takes |a|^2 + |b|^2 - 2 ab.
+    distances_N = (samples_ND.double() - training_MD[place_N].double()).norm(dim=1)
+    return Neighbours(place_N, distances_N.where(distances_N > ROUNDING * samples_ND.double().norm(dim=1), 0.0))
 
 
 def nearest_by_tokens(samples_NT: Tensor, training_MT: Tensor) -> Neighbours:

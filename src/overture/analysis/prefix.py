@@ -126,6 +126,11 @@ def study_prefixes(
             bar.update(len(rows))
         original_ND = torch.cat(features_ND)
         apart = float((original_ND - original_ND[partner_N]).norm(dim=1).mean())
+        if apart == 0:
+            raise OvertureError(
+                f"prefix: the reconstructions of all {len(ids_NT)} images are alike to {judge.name}, so that no distance can "
+                "be told relative to theirs; take a tokenizer that has learned more"
+            )
         shown = torch.cat(originals)[:pictures]
         rows_of_pictures, rows_of_mixtures = [shown], [shown, shown_partners(pipe, ids_NT, partner_N, len(shown))]
         results = []

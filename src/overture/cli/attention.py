@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     from overture.analysis.attention import attention_figure, attention_maps
     from overture.analysis.figures import check_figure_path, save_figure
-    from overture.cli.common import choose_device, print_json, read_run_config
+    from overture.cli.common import choose_device, model_hashes, print_json, read_run_config
     from overture.data import open_source
     from overture.data.base import subset
     from overture.data.stream import DataConfig, evaluation_batches
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
     from overture.pipeline import load_tokenizer
     from overture.runs.instruments import FOLDER, Finding, run_directory_of, save_finding
 
-    if options.images < 1 or options.tokens < 1:
-        raise UsageError("attention: --images and --tokens need to be at least 1")
+    if options.images < 1 or options.tokens < 1 or options.seed < 0:
+        raise UsageError("attention: --images and --tokens need to be at least 1, --seed at least 0")
     root = run_directory_of(options.path)
     if options.out is None and root is None:
         raise UsageError("attention: give --out, since this is no run directory")
@@ -63,14 +63,16 @@ def run(options: argparse.Namespace) -> int:
         source = data.build().held_out
     else:
         raise UsageError("attention: give --data, since this is no run directory")
-    rng = np.random.default_rng(options.seed)
-    chosen = rng.choice(len(source), min(options.images, len(source)), replace=False)
+    if options.images > len(source):
+        raise UsageError(f"--images is {options.images:,}, but {source.name} has {len(source):,}")
+    chosen = np.random.default_rng(options.seed).choice(len(source), options.images, replace=False)
     batches = evaluation_batches(subset(source, chosen), data, options.images)
     images = torch.cat([batch.images for batch in batches])
     segment = options.segment or tokenizer.layout.names[0]
     maps = attention_maps(tokenizer, to_float(images.to(device)), segment, options.layer)
     save_figure(attention_figure(images, maps, options.tokens), out)
-    record = {"images": len(images), "layer": options.layer, **maps.to_dict()}
+    about = {"images": len(images), "source": source.name, "seed": options.seed, "layer": options.layer}
+    record = {**about, **model_hashes(options.path, "tokenizer"), **maps.to_dict()}
     if root and options.out is None:
         caption = (
             f"Attention from the first tokens of the {segment} to the patches, layer {options.layer} of the encoder, "

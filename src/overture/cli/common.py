@@ -42,6 +42,13 @@ def find_networks(run: Path) -> Path:
     return own if own.is_dir() else own.parent.parent / "networks"
 
 
+def model_hashes(path: str | Path, *kinds: str) -> dict[str, str]:
+    """``tokenizer_hash`` and ``prior_hash``: which models a number is of."""
+    from overture.training.checkpoint import find_model, read_metadata
+
+    return {f"{kind}_hash": read_metadata(find_model(path, kind), kind)["weights_hash"] for kind in kinds}
+
+
 def read_run_config(root: Path) -> RunConfig:
     """The resolved config of a run."""
     from overture.config import from_dict

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
                 "file": str(path),
                 "images": options.images or result.rows,
                 **result.to_dict(),
-                **({"prior": prior_record(predictions[path])} if path in predictions else {}),
+                **({"prior": prior_record(path, predictions[path])} if path in predictions else {}),
             }
             for path, result in results.items()
         ]
@@ -114,6 +114,7 @@ def measure(path: Path, options: argparse.Namespace) -> ConditionalEntropy:
     if options.per_class and loaded.labels is None:
         raise UsageError(f"{path}: --per-class needs labels, this file has none")
     labels = loaded.labels[: options.rows] if options.per_class and loaded.labels is not None else None
+    _check_rows(path, len(loaded.ids), options)
     try:
         result = conditional_entropy(
             loaded.ids[: options.rows], layout=loaded.layout, sizes=options.codebook_size, labels=labels
@@ -138,10 +139,16 @@ def measure_text(path: Path, options: argparse.Namespace, like: ConditionalEntro
 
     positions = options.text_tokens or (like.positions if like else TEXT_TOKENS)
     ids, size = text_rows(path, positions, options.text_tokenizer)
+    _check_rows(path, len(ids), options)
     result = conditional_entropy(ids[: options.rows], sizes=size)
     if options.images:
         result = replace(result, predicted_cliff=predicted_cliff(result.sizes, options.images))
     return result
+
+
+def _check_rows(path: Path, rows: int, options: argparse.Namespace) -> None:
+    if options.rows is not None and options.rows > rows:
+        raise UsageError(f"{path}: --rows is {options.rows:,}, the file has {rows:,}")
 
 
 def measure_prior(run: Path, options: argparse.Namespace) -> dict[str, Prediction]:
@@ -171,7 +178,7 @@ def measure_prior(run: Path, options: argparse.Namespace) -> dict[str, Predictio
         f"{predictions['training'].rows:,} training and {predictions['held-out'].rows:,} held-out rows, told the class. "
         f"Memorisation gap: {gap_bits(predictions):.2f} bits per image."
     )
-    finding = Finding("predictive", "What the prior expects", caption, prior_record(predictions), "predictive.svg")
+    finding = Finding("predictive", "What the prior expects", caption, prior_record(run, predictions), "predictive.svg")
     save_finding(run, finding)
     return predictions
 
@@ -181,11 +188,14 @@ def gap_bits(predictions: dict[str, Prediction]) -> float:
     return float((predictions["held-out"].loss_bits - predictions["training"].loss_bits).sum())
 
 
-def prior_record(predictions: dict[str, Prediction]) -> dict[str, Any]:
+def prior_record(run: Path, predictions: dict[str, Prediction]) -> dict[str, Any]:
     """Plain values for JSON."""
+    from overture.cli.common import model_hashes
+
     gap = predictions["held-out"].loss_bits - predictions["training"].loss_bits
     parts = {name.replace("-", "_"): prediction.to_dict() for name, prediction in predictions.items()}
-    return {**parts, "memorisation_gap_bits": gap.tolist(), "memorisation_gap_bits_per_image": float(gap.sum())}
+    gaps = {"memorisation_gap_bits": gap.tolist(), "memorisation_gap_bits_per_image": float(gap.sum())}
+    return {**model_hashes(run, "prior"), "weights": "raw", **parts, **gaps}
 
 
 def describe_prior(predictions: dict[str, Prediction]) -> str:

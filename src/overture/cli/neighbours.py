@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("path", metavar="RUN", help="a run directory")
     parser.add_argument("--samples", type=int, default=200, help="how many (default: %(default)s)")
-    parser.add_argument("--rows", type=int, metavar="N", help="only the first N training images (default: all)")
+    parser.add_argument("--rows", type=int, metavar="N", help="N training images, drawn at random (default: all)")
     parser.add_argument(
         "--pictures", type=int, default=12, help="samples shown, the nearest first (default: %(default)s)"
     )
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from overture.analysis.neighbours import nearest_by_features, nearest_by_tokens, suspicious_share
-    from overture.cli.common import choose_device, find_judge, print_json
+    from overture.cli.common import choose_device, find_judge, model_hashes, print_json
     from overture.data import load_ids
     from overture.data.transforms import to_uint8
     from overture.evaluation.networks import load_network
@@ -53,12 +53,16 @@ def run(options: argparse.Namespace) -> int:
     from overture.runs.instruments import FOLDER, Finding, save_finding
     from overture.runs.pictures import save_picture
 
-    if min(options.samples, options.pictures, options.batch_size) < 1 or (options.rows or 1) < 1:
+    rows = 1 if options.rows is None else options.rows
+    if min(options.samples, options.pictures, options.batch_size, rows) < 1:
         raise UsageError("neighbours: --samples, --rows, --pictures and --batch-size need to be at least 1")
     device, root = choose_device(options.device), Path(options.path)
     judge = load_network(options.network or f"domain:{find_judge(root)}", device)
     tokenizer, prior = load_tokenizer(options.path, device=device), load_prior(options.path, device=device)
     train, held_out = (load_ids(root / "tokens" / f"{part}.tokens").ids for part in ("train", "val"))
+
+    if rows > len(train):
+        raise UsageError(f"--rows is {rows:,}, there are {len(train):,} training images")
 
     def drawn(rows: Any, count: int | None) -> Tensor:
         """Token files are sorted as their data: a part of one is drawn from the whole."""
@@ -97,6 +101,8 @@ def run(options: argparse.Namespace) -> int:
         "guidance": options.guidance,
         "temperature": options.temperature,
         "seed": options.seed,
+        "batch_size": options.batch_size,
+        **model_hashes(options.path, "tokenizer", "prior"),
         "features": suspicious_share(
             by_features, nearest_by_features(features(held_out_ids, "held-out images"), training)
         ),

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.analysis.figures import check_figure_path, save_figure
     from overture.analysis.prefix import study_prefixes
     from overture.analysis.probe import prefix_lengths
-    from overture.cli.common import choose_device, find_judge, parse_numbers, print_json
+    from overture.cli.common import choose_device, find_judge, model_hashes, parse_numbers, print_json
     from overture.data import load_ids
     from overture.evaluation.networks import load_network
     from overture.pipeline import Pipeline, load_prior, load_tokenizer
@@ -100,6 +100,9 @@ def run(options: argparse.Namespace) -> int:
         "guidance": options.guidance,
         "temperature": options.temperature,
         "seed": options.seed,
+        "batch_size": options.batch_size,
+        "weights": options.weights,
+        **model_hashes(options.path, "tokenizer", "prior"),
         "judge": judge.name,
         "judge_hash": judge.weights_hash,
         "reconstruction_accuracy": study.reconstruction_accuracy,

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.analysis.curves import probe_figure
     from overture.analysis.figures import check_figure_path, save_figure
     from overture.analysis.probe import probe
-    from overture.cli.common import choose_device, parse_numbers, print_json
+    from overture.cli.common import choose_device, model_hashes, parse_numbers, print_json
     from overture.runs.instruments import FOLDER, Finding, run_directory_of, save_finding
 
     kinds: list[Any] = [word.strip() for word in options.features.split(",")]
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     lengths = parse_numbers(options.tokens, "--tokens") if options.tokens else ()
     device = choose_device(options.device)
     data = read_data(options)
-    codes = None
+    codes, hashes = None, {}
     if "codes" in kinds:
         from overture.pipeline import load_tokenizer
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(where, device=device)
         if tokenizer.layout != data.layout:
             raise OvertureError(f"{where}: its layout ({tokenizer.layout}) is not that of the tokens ({data.layout})")
-        codes = tokenizer.codes
+        codes, hashes = tokenizer.codes, model_hashes(where, "tokenizer")
     results = probe(
         data, lengths, codes=codes, kinds=kinds, segments=options.segment or (), device=device, progress=True
     )
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         "train_images": len(data.train_ids),
         "test_images": len(data.test_ids),
         "classes": data.classes,
+        **hashes,
         "results": [result.to_dict() for result in results],
     }
     figure = probe_figure(results)

@@ -39,16 +39,18 @@ def run(options: argparse.Namespace) -> int:
     """Measure and draw."""
     import sys
 
+    import numpy as np
     import torch
     from tqdm import tqdm
 
-    from overture.cli.common import check_image_place, choose_device, print_json, save_images
-    from overture.data.sources import open_source
+    from overture.cli.common import check_image_place, choose_device, model_hashes, print_json, save_images
+    from overture.data.sources import open_source, subset
     from overture.data.stream import DataConfig, evaluation_batches
     from overture.data.transforms import to_float, to_uint8
     from overture.evaluation.lpips import LpipsMeter
     from overture.evaluation.measure import reconstruction_report
     from overture.evaluation.networks import load_network
+    from overture.evaluation.protocol import Protocol
     from overture.evaluation.reconstruction import ReconstructionMeter
     from overture.evaluation.usage import UsageMeter
     from overture.losses.perceptual import LpipsConfig
@@ -66,23 +68,36 @@ def run(options: argparse.Namespace) -> int:
     elif options.vgg_weights or options.lpips_heads:
         raise UsageError("--vgg-weights and --lpips-heads go with --lpips")
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
-    data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
+    config = tokenizer.config
+    data = DataConfig(
+        source=options.data,
+        image_size=config.image_size,
+        channels=config.channels,
+        corrupt_limit=0.0,  # what is measured has to be whole
+    )
     source = open_source(options.data)
     if options.images and options.images > len(source):
         raise UsageError(f"--images is {options.images:,}, but {options.data} has {len(source):,}")
-    count = options.images or len(source)
+    if options.images:  # sources are sorted by class: a part of one is drawn from the whole
+        order = np.random.default_rng(0).permutation(len(source))
+        source = subset(source, np.sort(order[: options.images]))
+    count = len(source)
+    protocol = Protocol(
+        images=count,
+        image_size=data.image_size,
+        crop="center",
+        resize="box halving, bicubic",
+        dtype="float32",
+        weights=options.weights or tokenizer_weights(options.path),
+        checkpoint=model_hashes(options.path, "tokenizer")["tokenizer_hash"],
+    )
 
     def images() -> Any:
-        left = count
-        for batch in evaluation_batches(source, data, options.batch_size):
-            yield batch.images[:left]
-            left -= len(batch.images)
-            if left <= 0:
-                return
+        return (batch.images for batch in evaluation_batches(source, data, options.batch_size))
 
     if options.network:
         result = reconstruction_report(
-            tokenizer, images(), load_network(options.network, device), meters=meters, device=device
+            tokenizer, images(), load_network(options.network, device), None, protocol, meters=meters, device=device
         ).to_dict()
     else:
         meter, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
@@ -102,14 +117,29 @@ def run(options: argparse.Namespace) -> int:
         first = next(images())[:16]
         with torch.inference_mode():
             decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_float(first.to(device))))).cpu()
-        save_images(torch.cat([first, decoded]), torch.zeros(2 * len(first)), options.out, columns=len(first))
+        save_images(
+            torch.cat([first, decoded]), torch.zeros(2 * len(first), dtype=torch.int64), options.out, columns=len(first)
+        )
     if options.json:
-        print_json({"images": count, "source": options.data, **result})
+        print_json({"images": count, "source": options.data, "protocol": protocol.to_dict(), **result})
     else:
         quality = result["quality"]
         print(f"{count} images: " + ", ".join(f"{key} {value}" for key, value in quality.items()))
         for name, segment in result["usage"]["segments"].items():
             print(f"{name}: {segment['used']:.1%} of the codebook used, perplexity {segment['perplexity']:.1f}")
         if "distance" in result:
-            print(f"{result['distance']['name']} {result['distance']['value']:.4g}")
+            distance = result["distance"]
+            notes = f"   ({'; '.join(distance['notes'])})" if distance["notes"] else ""
+            print(f"{distance['name']} {distance['value']:.4g}{notes}")
+        print(
+            f"{protocol.image_size} px, {protocol.crop} crop; {protocol.weights} weights of the tokenizer "
+            f"[{(protocol.checkpoint or '?')[:12]}]"
+        )
     return 0
+
+
+def tokenizer_weights(path: str) -> str:
+    """Which weights are used when nothing is said."""
+    from overture.training.checkpoint import find_model, read_metadata
+
+    return str(read_metadata(find_model(path, "tokenizer"), "tokenizer").get("use_weights", "ema"))

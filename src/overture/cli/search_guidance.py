@@ -56,14 +56,13 @@ def run(options: argparse.Namespace) -> int:
     """Show the cost, search, draw, print."""
     from overture.analysis.curves import landscape_figure
     from overture.analysis.figures import check_figure_path, save_figure
-    from overture.cli.common import choose_device, find_judge, find_networks, print_json, read_run_config
+    from overture.cli.common import choose_device, find_judge, find_networks, model_hashes, print_json, read_run_config
     from overture.evaluation.measure import generation_distance
     from overture.evaluation.networks import load_network
     from overture.pipeline import Pipeline, load_prior, load_tokenizer
     from overture.priors.guidance import Guidance
     from overture.runs.instruments import FOLDER, Finding, save_finding
     from overture.runs.search import GuidanceSearch, Scored, Setting, SettingLog
-    from overture.training.checkpoint import read_metadata
 
     device, root = choose_device(options.device), Path(options.path)
     if options.plot:
@@ -86,21 +85,25 @@ def run(options: argparse.Namespace) -> int:
         segments=pipe.prior.layout.names,
     )
     reference = choose_reference(options, config, judge, find_networks(root))
-    print_cost(search, pipe, options)
+    cost = print_cost(search, pipe, options)
     if options.dry_run:
+        if options.json:
+            print_json(cost)
         return 0
-    log = SettingLog(
-        root / FOLDER / "guidance-search.jsonl",
-        {
-            "prior": read_metadata(root / "prior" / "model.safetensors", "prior")["weights_hash"],
-            "network": judge.weights_hash,
-            "reference": reference.hash,
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "top_k": config.evaluation.top_k,
-            "top_p": config.evaluation.top_p,
-        },
-    )
+    protocol = {
+        **model_hashes(root, "tokenizer", "prior"),
+        "network": judge.name,
+        "network_hash": judge.weights_hash,
+        "reference": reference.name,
+        "reference_hash": reference.hash,
+        "reference_images": reference.gaussian.count,
+        "classes": "balanced",
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "top_k": config.evaluation.top_k,
+        "top_p": config.evaluation.top_p,
+    }
+    log = SettingLog(root / FOLDER / "guidance-search.jsonl", protocol)
     measured: list[tuple[str, Scored]] = []
 
     def measure(setting: Setting, samples: int) -> float:
@@ -124,11 +127,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"the best scale ({best.setting.scale:g}) is the largest that was tried: widen --scales", file=sys.stderr)
     record = {
         "name": f"g{judge.label}",
-        "reference": reference.name,
-        "reference_hash": reference.hash,
-        "network": judge.name,
-        "network_hash": judge.weights_hash,
-        "seed": options.seed,
+        **protocol,
         "best": _entry(best, pipe),
         "best_at_edge": at_edge,
         "finalists": [_entry(scored, pipe) for scored in finalists],
@@ -160,14 +159,16 @@ def choose_reference(
 ) -> Reference:
     """What is tuned against: held-out images unless told otherwise; never unknowingly what results are reported on."""
     from overture.data.stream import evaluation_batches
-    from overture.evaluation.measure import make_reference
+    from overture.evaluation.measure import check_reference, make_reference
     from overture.evaluation.reference import Reference
 
     reported = networks / "reference.npz"
-    if options.on_test_reference:
-        return Reference.load(options.reference or reported)
-    if options.reference:
-        reference = Reference.load(options.reference)
+    if options.reference or options.on_test_reference:
+        place = Path(options.reference or reported)
+        reference = Reference.load(place)
+        check_reference(reference, judge, str(place))
+        if options.on_test_reference:
+            return reference
         if reported.is_file() and same_statistics(reference, Reference.load(reported)):
             raise UsageError(
                 f"{options.reference}: the run reports its results against these images; tuning on them would flatter "
@@ -184,7 +185,7 @@ def same_statistics(one: Reference, other: Reference) -> bool:
     return one.hash == other.hash or one.gaussian.mean.equal(other.gaussian.mean)
 
 
-def print_cost(search: Any, pipe: Pipeline, options: argparse.Namespace) -> None:
+def print_cost(search: Any, pipe: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     """How many images, and how long at the speed of one batch (guided, so the dearer kind)."""
     import torch
 
@@ -199,6 +200,7 @@ def print_cost(search: Any, pipe: Pipeline, options: argparse.Namespace) -> None
         file=sys.stderr,
         flush=True,
     )
+    return {"settings": settings, "most_images": search.most_images, "most_seconds": seconds}
 
 
 def sampled(
