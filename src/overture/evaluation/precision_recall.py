@@ -4,14 +4,16 @@ Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Gener
 features stands for the union of balls around its members that reach to their k-th nearest neighbour (k = 3). Precision
 is the share of samples inside the reference's balls, recall the share of the reference inside the samples' balls.
 
-Distances are exact but for float32 rounding, and computed in blocks: memory is a few blocks over the features.
+Results are those of float32 distances between all pairs. Most pairs are decided on features rounded to whole numbers,
+whose distances are known within a margin (:mod:`overture.evaluation.rounded`); only where the margin leaves a doubt are
+the features themselves compared. Blocks of pairs are shared among the processes of ``torch.distributed``.
 
-Shapes: N M members of the two sets, B C members of a block, D features, k neighbours.
+Shapes: N M members of the two sets, B C members of a block, P pairs, D features, k neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overture.errors import OvertureError
+from overture.evaluation.processes import in_turns, stack_over_processes, sum_over_processes
+from overture.evaluation.rounded import FLOAT_ERROR, Grid, Rounded, exact_squares, pairs_within
 
 __all__ = ["PrecisionRecall", "neighbour_radii", "precision_recall"]
 
-BLOCK = 4096
+BLOCK = 2048  # a block of distances is 16 MB, which stays in cache
 
 
 @dataclass(frozen=True)
@@ -37,87 +41,192 @@ class PrecisionRecall:
 def precision_recall(
     samples_ND: Tensor, reference_MD: Tensor, neighbours: int = 3, *, progress: bool = False
 ) -> PrecisionRecall:
-    """Precision and recall of ``samples_ND`` against ``reference_MD``."""
+    """Precision and recall of ``samples_ND`` against ``reference_MD``; every process must hold all features."""
     if samples_ND.shape[1] != reference_MD.shape[1]:
         dims = f"{samples_ND.shape[1]} against {reference_MD.shape[1]}"
         raise OvertureError(f"precision and recall: {dims} features; both sides need the same network")
-    samples, reference = (Points(part, _mean(reference_MD)) for part in (samples_ND, reference_MD))
-    own, other = _blocks(len(samples)), _blocks(len(reference))
-    pairs = len(own) * (len(own) + 1) // 2 + len(other) * (len(other) + 1) // 2 + len(own) * len(other)
-    with tqdm(total=pairs, desc="precision and recall", unit="block", disable=not progress) as bar:
-        radii_N, radii_M = (_radii(points, neighbours, bar) for points in (samples, reference))
-        inside_N = torch.zeros(len(samples), dtype=torch.bool, device=samples_ND.device)
-        inside_M = torch.zeros(len(reference), dtype=torch.bool, device=samples_ND.device)
-        for rows in own:
-            for columns in other:
-                distances_BC = _squared_distances(samples.block(rows), reference.block(columns))
-                inside_N[rows] |= (distances_BC <= radii_M[columns]).any(dim=1)
-                inside_M[columns] |= (distances_BC <= radii_N[rows, None]).any(dim=0)
-                bar.update()
-    return PrecisionRecall(float(inside_N.double().mean()), float(inside_M.double().mean()), neighbours)
+    with tqdm(desc="precision and recall", unit="block", disable=not progress) as bar:
+        own, other = len(_blocks(len(samples_ND))), len(_blocks(len(reference_MD)))
+        bar.reset(total=own * (own + 1) // 2 + other * (other + 1) // 2 + own * other)
+        grid = Grid(samples_ND, reference_MD)
+        samples, reference = grid.round(samples_ND, seed=1), grid.round(reference_MD, seed=2)
+        balls = _Balls(samples, _radii(samples, neighbours, bar), reference, _radii(reference, neighbours, bar))
+        pairs = [(rows, columns) for rows in _blocks(len(samples_ND)) for columns in _blocks(len(reference_MD))]
+        in_turns(balls.compare, pairs, bar)
+    shares = [float((sum_over_processes(inside.float()) > 0).double().mean()) for inside in balls.inside]
+    return PrecisionRecall(shares[0], shares[1], neighbours)
 
 
 def neighbour_radii(features_ND: Tensor, neighbours: int = 3) -> Tensor:
-    """Squared distance ``[N]`` of every member to its k-th nearest other member."""
+    """Squared distance float32 ``[N]`` of every member to its k-th nearest other member."""
     with tqdm(disable=True) as bar:
-        return _radii(Points(features_ND, _mean(features_ND)), neighbours, bar)
+        return _radii(Grid(features_ND).round(features_ND), neighbours, bar)
 
 
-@dataclass(frozen=True, eq=False)
-class Points:
-    """A set of features, seen from a centre: never copied as a whole."""
-
-    features_ND: Tensor
-    centre_D: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features_ND)
-
-    def block(self, rows: slice) -> Tensor:
-        """Some members. Distances do not change when all points move, and lose less to rounding around zero."""
-        return self.features_ND[rows].float() - self.centre_D
-
-
-def _mean(features_ND: Tensor) -> Tensor:
-    total_D = torch.stack([part.double().sum(dim=0) for part in features_ND.split(BLOCK)]).sum(dim=0)
-    return (total_D / len(features_ND)).float()
-
-
-def _radii(points: Points, neighbours: int, bar: tqdm[None]) -> Tensor:
-    """Every pair of blocks is computed once, and serves the rows of the one and of the other."""
+def _radii(points: Rounded, neighbours: int, bar: tqdm[None]) -> Tensor:
+    """Every pair of blocks is looked at once, and serves the rows of the one and of the other."""
     if len(points) <= neighbours:
         raise OvertureError(f"precision and recall: {len(points)} images, needs more than {neighbours} on each side")
-    nearest_Nk = points.centre_D.new_full((len(points), neighbours), torch.inf)
-    blocks = _blocks(len(points))
-    for number, rows in enumerate(blocks):
-        own_BD = points.block(rows)
-        for columns in blocks[number:]:
-            distances_BC = _squared_distances(own_BD, points.block(columns))
-            if rows == columns:
-                distances_BC.fill_diagonal_(torch.inf)
-            else:
-                nearest_Nk[columns] = _smallest(nearest_Nk[columns], distances_BC.T)
-            nearest_Nk[rows] = _smallest(nearest_Nk[rows], distances_BC)
-            bar.update()
-    return nearest_Nk[:, -1]
+    own = Grid(points.features_ND)
+    if own.step < points.grid.step / 2:  # the grid of both sets is too coarse for this one
+        points = own.round(points.features_ND)
+    search, blocks = _Neighbours(points, neighbours), _blocks(len(points))
+    # Blocks with themselves come first: what they find keeps the search in all later blocks short.
+    in_turns(search.begin, blocks, bar)
+    search.bounds_N = _merged(search.nearest_Nk)
+    in_turns(search.look, [(one, other) for number, one in enumerate(blocks) for other in blocks[number + 1 :]], bar)
+    return _merged(search.nearest_Nk)
 
 
-def _smallest(known_Bk: Tensor, new_BC: Tensor) -> Tensor:
-    """The k smallest of both, ascending."""
-    k = known_Bk.shape[1]
-    found_Bk = new_BC.topk(min(k, new_BC.shape[1]), dim=1, largest=False).values
-    return torch.cat([known_Bk, found_Bk], dim=1).sort(dim=1).values[:, :k]
+def _merged(nearest_Nk: Tensor) -> Tensor:
+    """The k-th smallest of what all processes have found for every member."""
+    over_processes_NK = torch.cat(stack_over_processes(nearest_Nk).unbind(), dim=1)
+    return over_processes_NK.sort(dim=1).values[:, nearest_Nk.shape[1] - 1]
 
 
-def _squared_distances(a_BD: Tensor, b_CD: Tensor) -> Tensor:
-    squares_B, squares_C = a_BD.square().sum(dim=1), b_CD.square().sum(dim=1)
-    return torch.addmm(squares_B[:, None] + squares_C, a_BD, b_CD.T, alpha=-2).clamp_(min=0)
+class _Neighbours:
+    """``nearest_Nk``: squared distances of the k nearest other members found so far, ascending.
+
+    ``bounds_N``: squared distances that the k-th nearest cannot exceed, by what other processes know as well.
+    """
+
+    def __init__(self, points: Rounded, neighbours: int) -> None:
+        self.points, self.grid = points, points.grid
+        self.nearest_Nk = points.margins_N.new_full((len(points), neighbours), torch.inf)
+        self.bounds_N = self.nearest_Nk[:, -1]
+        self.writing = threading.Lock()
+
+    def begin(self, block: slice) -> None:
+        """Find the neighbours of a block's members among themselves."""
+        squares_BB = self.grid.squares(self.points, block, self.points, block)
+        squares_BB.fill_diagonal_(torch.iinfo(squares_BB.dtype).max)  # nobody is their own neighbour
+        # At first the likeliest, so that there is a bound that excludes most of the others.
+        size = len(squares_BB)
+        likeliest_Bk = squares_BB.topk(min(self.nearest_Nk.shape[1], size - 1), dim=1, largest=False).indices
+        rows_P = torch.arange(size, device=squares_BB.device).repeat_interleave(likeliest_Bk.shape[1])
+        self._compare(rows_P + block.start, likeliest_Bk.flatten() + block.start)
+        squares_BB.scatter_(1, likeliest_Bk, torch.iinfo(squares_BB.dtype).max)
+        rows_P, others_P = pairs_within(squares_BB, self._furthest(block, block)[:, None])
+        self._look(squares_BB[rows_P, others_P], rows_P + block.start, others_P + block.start)
+
+    def look(self, pair: tuple[slice, slice]) -> None:
+        """Find the neighbours of the members of two blocks in the other block."""
+        rows, columns = pair
+        squares_BC = self.grid.squares(self.points, rows, self.points, columns)
+        rows_P, columns_P = pairs_within(squares_BC, self._furthest(rows, columns)[:, None])
+        self._look(squares_BC[rows_P, columns_P], rows_P + rows.start, columns_P + columns.start)
+        rows_P, columns_P = pairs_within(squares_BC, self._furthest(columns, rows))
+        self._look(squares_BC[rows_P, columns_P], columns_P + columns.start, rows_P + rows.start)
+
+    def _furthest(self, members: slice, others: slice) -> Tensor:
+        """What a rounded squared distance to any of ``others`` must not exceed to matter to each of ``members``."""
+        margins_N = self.points.margins_N
+        return (self._reach(members) + margins_N[members] + margins_N[others].max()).square() + self.grid.slack
+
+    def _look(self, squares_P: Tensor, rows_P: Tensor, others_P: Tensor) -> None:
+        """Compare pairs that may be near, the likeliest first."""
+        least_P = (squares_P - self.grid.slack).clamp_(min=0).float().sqrt_()
+        least_P = least_P.sub_(self.points.margins_N[rows_P] + self.points.margins_N[others_P]).clamp_(min=0)
+        order_P = _by_row(rows_P, least_P)
+        rows_P, others_P, least_P = rows_P[order_P], others_P[order_P], least_P[order_P]
+        likely_P = _ranks(rows_P) < self.nearest_Nk.shape[1]
+        for chosen_P in (likely_P, ~likely_P):
+            kept_P = chosen_P & (least_P < self._reach(rows_P))
+            self._compare(rows_P[kept_P], others_P[kept_P])
+
+    def _reach(self, members: slice | Tensor) -> Tensor:
+        """How near another member has to be to matter, in steps of the grid."""
+        squares = torch.minimum(self.nearest_Nk[members, -1], self.bounds_N[members])
+        return squares.sqrt_().mul_((1 + FLOAT_ERROR) / self.grid.step)
+
+    def _compare(self, rows_P: Tensor, others_P: Tensor) -> None:
+        """Compute distances and keep the k smallest of every row."""
+        if not len(rows_P):
+            return
+        features_ND, k = self.points.features_ND, self.nearest_Nk.shape[1]
+        members_F = rows_P.unique()
+        squares_P = exact_squares(features_ND, rows_P, features_ND, others_P)
+        rows_P = torch.cat([rows_P, members_F.repeat_interleave(k)])
+        with self.writing:
+            squares_P = torch.cat([squares_P, self.nearest_Nk[members_F].flatten()])
+            order_P = _by_row(rows_P, squares_P)
+            kept_P = order_P[_ranks(rows_P[order_P]) < k]
+            self.nearest_Nk[members_F] = squares_P[kept_P].view(-1, k)
+
+
+def _by_row(rows_P: Tensor, values_P: Tensor) -> Tensor:
+    """The order by row, and by value within a row."""
+    order_P = values_P.argsort()
+    return order_P[rows_P[order_P].argsort(stable=True)]
+
+
+def _ranks(rows_P: Tensor) -> Tensor:
+    """The place of every pair within its row, counted from 0; ``rows_P`` ascend."""
+    places_P = torch.arange(len(rows_P), device=rows_P.device)
+    is_first_P = torch.ones_like(rows_P, dtype=torch.bool)
+    is_first_P[1:] = rows_P[1:] != rows_P[:-1]
+    return places_P - (places_P * is_first_P).cummax(0).values if len(rows_P) else places_P
+
+
+class _Balls:
+    """Which members of either set lie inside a ball of the other: ``inside``, a mask per set."""
+
+    def __init__(self, samples: Rounded, radii_N: Tensor, reference: Rounded, radii_M: Tensor) -> None:
+        self.grid = samples.grid
+        self.sets, self.radii = (samples, reference), (radii_N, radii_M)
+        self.inside = tuple(torch.zeros(len(radii), dtype=torch.bool, device=radii.device) for radii in self.radii)
+
+    def compare(self, pair: tuple[slice, slice]) -> None:
+        """One block of pairs, but for those of which both members are already known to be inside."""
+        rows_B, columns_C = (torch.arange(s.start, s.stop, device=self.radii[0].device) for s in pair)
+        open_B, open_C = (~inside[members] for inside, members in zip(self.inside, (rows_B, columns_C), strict=True))
+        self._compare(rows_B[open_B], columns_C, (0, 1))
+        self._compare(rows_B[~open_B], columns_C[open_C], (1,))
+
+    def _compare(self, rows_B: Tensor, columns_C: Tensor, sides: tuple[int, ...]) -> None:
+        if not len(rows_B) or not len(columns_C):
+            return
+        squares_BC = self.grid.squares(self.sets[0], rows_B, self.sets[1], columns_C)
+        if 0 in sides:
+            rows_P, columns_P = pairs_within(squares_BC, self._furthest(1, columns_C, rows_B))
+            self._enter(0, squares_BC[rows_P, columns_P], rows_B[rows_P], columns_C[columns_P])
+        rows_P, columns_P = pairs_within(squares_BC, self._furthest(0, rows_B, columns_C)[:, None])
+        self._enter(1, squares_BC[rows_P, columns_P], columns_C[columns_P], rows_B[rows_P])
+
+    def _furthest(self, side: int, balls: Tensor, others: Tensor) -> Tensor:
+        """What a rounded squared distance to the middle of each of a side's balls must not exceed to lie inside."""
+        margins_B = self.sets[side].margins_N[balls] + self.sets[1 - side].margins_N[others].max()
+        return (self._reach(side, balls) * (1 + FLOAT_ERROR) + margins_B).square_() + self.grid.slack
+
+    def _reach(self, side: int, balls: Tensor) -> Tensor:
+        return self.radii[side][balls].sqrt_() / self.grid.step
+
+    def _enter(self, side: int, squares_P: Tensor, rows_P: Tensor, balls_P: Tensor) -> None:
+        """Find which members of one set lie inside balls of the other set, from pairs that are near."""
+        inside_N, slack = self.inside[side], self.grid.slack
+        margins_P = self.sets[side].margins_N[rows_P] + self.sets[1 - side].margins_N[balls_P]
+        reach_P = self._reach(1 - side, balls_P)
+        # Below 0: inside in any case.
+        beyond_P = (squares_P + slack).clamp_(min=0).float().sqrt_().add_(margins_P).sub_(reach_P * (1 - FLOAT_ERROR))
+        inside_N[rows_P[beyond_P <= 0]] = True
+        least_P = (squares_P - slack).clamp_(min=0).float().sqrt_().sub_(margins_P)
+        doubtful_P = (least_P <= reach_P * (1 + FLOAT_ERROR)) & ~inside_N[rows_P]
+        rows_P, balls_P, beyond_P = rows_P[doubtful_P], balls_P[doubtful_P], beyond_P[doubtful_P]
+        # Ball by ball, from the likeliest: one is enough.
+        order_P = _by_row(rows_P, beyond_P)
+        rows_P, balls_P = rows_P[order_P], balls_P[order_P]
+        is_first_P = _ranks(rows_P) == 0
+        for chosen_P in (is_first_P, ~is_first_P):
+            self._check(side, rows_P[chosen_P], balls_P[chosen_P])
+
+    def _check(self, side: int, rows_P: Tensor, columns_P: Tensor) -> None:
+        """Compute the distances of pairs whose first member is not yet known to be inside."""
+        inside_N = self.inside[side]
+        open_P = ~inside_N[rows_P]
+        rows_P, columns_P = rows_P[open_P], columns_P[open_P]
+        squares_P = exact_squares(self.sets[side].features_ND, rows_P, self.sets[1 - side].features_ND, columns_P)
+        inside_N[rows_P[squares_P <= self.radii[1 - side][columns_P]]] = True
 
 
 def _blocks(count: int) -> list[slice]:
-    return list(_slices(count))
-
-
-def _slices(count: int) -> Iterator[slice]:
-    for start in range(0, count, BLOCK):
-        yield slice(start, min(start + BLOCK, count))
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]

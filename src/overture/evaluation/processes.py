@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
-__all__ = ["alone", "my_share", "sum_over_processes", "world_size"]
+__all__ = ["alone", "in_turns", "my_share", "stack_over_processes", "sum_over_processes", "world_size"]
 
+P = TypeVar("P")
 _ALONE = ContextVar("alone", default=False)
 
 
@@ -38,6 +42,16 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total.cpu()
 
 
+def stack_over_processes(tensor: Tensor) -> Tensor:
+    """The tensors of all processes ``[processes, ...]``, on every one of them, in the order of their ranks."""
+    rank, size = _place()
+    if size == 1:
+        return tensor[None]
+    parts = torch.zeros(size, *tensor.shape, dtype=tensor.dtype)
+    parts[rank] = tensor.cpu()
+    return sum_over_processes(parts).to(tensor.device)
+
+
 def world_size() -> int:
     """How many processes measure together."""
     return _place()[1]
@@ -47,6 +61,26 @@ def my_share(count: int) -> range:
     """The run of ``range(count)`` that is this process's; the processes' runs follow each other and cover it."""
     rank, size = _place()
     return range(count * rank // size, count * (rank + 1) // size)
+
+
+def in_turns(work: Callable[[P], None], pieces: Sequence[P], bar: tqdm[None]) -> None:
+    """``work`` on every piece: processes take turns, and within a process its threads do, each with whole pieces.
+
+    Small products are faster on one thread each than shared by two. What ``work`` writes, it has to guard itself.
+    """
+    rank, size = _place()
+    mine, threads = pieces[rank::size], torch.get_num_threads()
+    if threads == 1:
+        for piece in mine:
+            work(piece)
+            bar.update(size)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, mine):
+                bar.update(size)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _place() -> tuple[int, int]:
