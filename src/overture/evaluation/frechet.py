@@ -124,6 +124,7 @@ class GaussianStatistics:
     """
 
     BLOCK = 2048
+    STRIP = 256
 
     def __init__(self, dims: int) -> None:
         if dims < 1:
@@ -138,7 +139,7 @@ class GaussianStatistics:
         """Add a batch of features ``[B, D]``, any floating type, any device."""
         if features_BD.dim() != 2 or features_BD.shape[1] != self.dims:
             raise OvertureError(f"statistics: features have shape {tuple(features_BD.shape)}, need [B, {self.dims}]")
-        x_BD = features_BD.detach().cpu().double()  # in this order: not every device knows float64
+        x_BD = features_BD.detach().cpu()
         if not torch.isfinite(x_BD).all():
             rows = int((~torch.isfinite(x_BD)).any(dim=1).sum())
             raise OvertureError(
@@ -146,7 +147,7 @@ class GaussianStatistics:
             )
         while len(x_BD):
             room = self.BLOCK - sum(map(len, self._waiting))
-            self._waiting.append(x_BD[:room].clone())  # the caller may use its memory again
+            self._waiting.append(x_BD[:room].to(torch.float64, copy=True))  # the caller may use its memory again
             x_BD = x_BD[room:]
             if sum(map(len, self._waiting)) == self.BLOCK:
                 self._settle()
@@ -157,8 +158,16 @@ class GaussianStatistics:
             x_BD = torch.cat(self._waiting)
             self._waiting = []
             mean_D = x_BD.mean(dim=0)
-            centred_BD = x_BD - mean_D
-            self._merge(len(x_BD), mean_D, centred_BD.T @ centred_BD)
+            self._merge(len(x_BD), mean_D, self._scatter(x_BD.sub_(mean_D)))
+
+    def _scatter(self, centred_BD: Tensor) -> Tensor:
+        """``x^T x``, strip by strip: what lies below the diagonal is copied from above it, not computed again."""
+        scatter_DD = torch.empty_like(self.scatter)
+        for start in range(0, self.dims, self.STRIP):
+            stop = min(start + self.STRIP, self.dims)
+            torch.mm(centred_BD[:, start:stop].T, centred_BD[:, start:], out=scatter_DD[start:stop, start:])
+            scatter_DD[stop:, start:stop] = scatter_DD[start:stop, stop:].T
+        return scatter_DD
 
     def merge(self, other: GaussianStatistics) -> None:
         """Add what ``other`` has seen."""
@@ -190,7 +199,7 @@ class GaussianStatistics:
     def _merge(self, count: int, mean_D: Tensor, scatter_DD: Tensor) -> None:
         total = self.count + count
         shift_D = mean_D - self.mean
-        self.scatter = self.scatter + scatter_DD + torch.outer(shift_D, shift_D) * (self.count * count / total)
+        self.scatter.add_(scatter_DD).addr_(shift_D, shift_D, alpha=self.count * count / total)
         self.mean = self.mean + shift_D * (count / total)
         self.count = total
 
