@@ -18,7 +18,6 @@ the processor do not count what other processes took.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import resource
@@ -46,6 +45,7 @@ def measure(form: str, batch: int, steps: int, threads: int) -> dict[str, float]
     from overture.data.reading import Batch
     from overture.quantizers import SoftConfig, vector
     from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
+    from overture.training.descent import give_back_freed
     from overture.training.distributed import World
     from overture.training.joint import JointPriorConfig
     from overture.training.tokenizer import TokenizerTrainer, TokenizerTrainingConfig
@@ -78,7 +78,8 @@ def measure(form: str, batch: int, steps: int, threads: int) -> dict[str, float]
     data = Batch(images, torch.zeros(batch, dtype=torch.long), torch.arange(batch))
     train_batch = (lambda: plain_batch(trainer, data)) if form == "plain" else (lambda: trainer.train_batch(data))
     train_batch()  # the first step makes optimiser states
-    give_back_freed()
+    gc.collect()
+    give_back_freed()  # what the allocator keeps is no part of a base
     base = resident_megabytes()
     reset_peak()
     wall, processor = [], []
@@ -132,12 +133,6 @@ def plain_batch(trainer: TokenizerTrainer, data: Batch) -> None:
     joint.prior.requires_grad_(False)
     joint.ema.update(joint.prior)
     trainer.step += 1
-
-
-def give_back_freed() -> None:
-    """Return freed memory to the system (glibc), for what an allocator keeps is no part of a base."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_megabytes() -> float:

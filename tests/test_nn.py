@@ -193,6 +193,19 @@ def test_a_fresh_transformer_changes_nothing_much() -> None:
     assert 0 < (out - x).abs().max() < 1e-4
 
 
+def test_open_gates_make_fresh_queries_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 64)
+    x[1, -1] = x[0, -1]  # a query, the same for both images
+    positions = rotary(index_positions(5, ("index",)), (16,), 100.0)
+    for gate, differs in ((0.0, False), (1.0, True)):
+        transformer = TransformerConfig(dim=64, depth=2, heads=4, condition_dim=16, gate=gate).build(10, bias=True)
+        out = transformer(x, positions)
+        assert ((out[0, -1] - out[1, -1]).abs().max() > 1e-2) == differs
+    with pytest.raises(UsageError, match=r"gates that start at .* need bias"):
+        TransformerConfig(dim=64, depth=1, heads=4, gate=1.0).build(10, bias=False)
+
+
 def test_output_head_start() -> None:
     torch.manual_seed(0)
     config = TransformerConfig(dim=64, depth=1, heads=4, condition_dim=16)

@@ -41,13 +41,18 @@ PRODUCTS = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Size of a transformer. ``ratio`` is the feed-forward width over ``dim``, before gating."""
+    """Size of a transformer. ``ratio`` is the feed-forward width over ``dim``, before gating.
+
+    ``gate`` is where the gates of the residual branches start (with bias only). At 0, as in the release, blocks pass on
+    what they get, so that learned queries start out the same for every image; at 1 they depend on it from the start.
+    """
 
     dim: int = 768
     depth: int = 12
     heads: int = 12
     ratio: float = 8 / 3
     condition_dim: int = 32
+    gate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.depth < 1 or self.heads < 1 or self.condition_dim < 1:
@@ -164,6 +169,12 @@ class Transformer(nn.Module):
             Block(config, bias=bias, causal=causal, dropout=dropout) for _ in range(config.depth)
         )
         initialize(self)
+        if config.gate:
+            if not bias:
+                raise UsageError(f"transformer: gates that start at {config.gate} need bias, and this one has none")
+            for block in self.blocks:
+                for gate in (block.attention_gate, block.feed_forward_gate):
+                    nn.init.constant_(gate.bias, config.gate)  # type: ignore[union-attr, arg-type]
 
     def scales(self, condition: Tensor) -> list[BlockScales]:
         """Every block's scales for a condition from ``self.condition``."""

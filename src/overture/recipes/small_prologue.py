@@ -41,8 +41,9 @@ def prologue_post_fashion_mnist(tiny: bool = False) -> tuple[RunConfig, ...]:
     """Prologue-Post on Fashion-MNIST: 4 prologue tokens before those of a finished 2D tokenizer, which stays frozen.
 
     Method: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), Post. Reconstructions are those of the
-    2D tokenizer, so what is measured is the prologue alone. The prologue's own cross-entropy has no weight here: in a
-    short run it empties the prologue (docs/experiments/prologue.md). Before it: ``overture run prologue-fashion-mnist
+    2D tokenizer, so what is measured is the prologue alone. The prologue's own cross-entropy has no weight here, and the
+    second transformer's gates start open: a short run empties the prologue otherwise (docs/experiments/prologue.md).
+    Before it: ``overture run prologue-fashion-mnist
     --only 2d``, or any tokenizer of the same sizes: ``--tokenizer-training.start-from RUN``. The tiny form starts from
     fresh weights, so its reconstructions are noise.
     Data: as ``prologue-fashion-mnist``. Hardware: one CPU core, about 35 minutes. Command:
@@ -50,9 +51,8 @@ def prologue_post_fashion_mnist(tiny: bool = False) -> tuple[RunConfig, ...]:
     """
     prologue = replace(prologue_segment(4, 64), source="post")
     segments = (prologue, _visual("patches", UNIFORM))
-    config = _laptop(
-        "prologue-post-fashion-mnist", "post", segments, post_encoder=one_dimensional("", UNIFORM).tokenizer.encoder
-    )
+    post_encoder = replace(one_dimensional("", UNIFORM).tokenizer.encoder, gate=1.0)
+    config = _laptop("prologue-post-fashion-mnist", "post", segments, post_encoder=post_encoder)
     training = config.tokenizer_training
     assert training.joint is not None  # a segment that the decoder skips has one
     config = replace(

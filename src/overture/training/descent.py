@@ -6,6 +6,8 @@ the activations behind an intermediate result before more of them are made.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from overture.training.distributed import World
 from overture.training.optim import set_learning_rate, zero_nonfinite_gradients
 
-__all__ = ["Leaf", "descend"]
+__all__ = ["Leaf", "descend", "give_back_freed"]
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, *, world: World, clip: float = 0.0) -> None:
@@ -97,3 +99,14 @@ class Leaf:
             return self.output.new_zeros((), dtype=torch.float32)
         carrier = (self.output.float() * gradient.float()).sum()
         return carrier - carrier.detach()
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system, where the C library keeps it for later (glibc); does nothing elsewhere.
+
+    What one part of a step leaves behind are holes that the tensors of the next part often do not fit.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
