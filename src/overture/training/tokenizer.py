@@ -146,7 +146,6 @@ class TokenizerTrainer:
         if self.training.adversarial.active(self.step):
             terms |= self.discriminator_step(images, out.reconstruction.detach())
         if self.joint and classes is not None:
-            self._give_back_freed()
             with autocast(self.world.device, self.training.precision):
                 terms |= self.joint.train_step(out.ids, classes, self.step)
         self.step, self.under_way = self.step + 1, False
@@ -166,7 +165,8 @@ class TokenizerTrainer:
             if self.joint and classes is not None:  # before the decoder: its activations and the prior's never meet
                 likelihood, loss = self.joint.encoder_loss(self.tokenizer, read, classes)
                 weighted.append(loss)
-                self._give_back_freed()
+                if self.world.device.type == "cpu" and training.recompute != "nothing":
+                    give_back_freed()  # where memory is worth more than time, for its pages have to be asked for again
             out = Tokenized(self.show(read), *read)
             leaf = Leaf(out.reconstruction)  # nor do those of the networks that judge the reconstruction
             terms = self.reconstruction(leaf.tensor, images)
@@ -184,7 +184,6 @@ class TokenizerTrainer:
         check_finite(terms, "tokenizer", self.step)
         total = torch.stack([term.float() for term in weighted]).sum()
         rate = self.schedule.learning_rate(self.step)
-        self._give_back_freed()
         descend(total, self.optimizer, rate, world=self.world, clip=training.optimizer.clip)
         self.ema.update(self.tokenizer)
         for quantizer in self.tokenizer.quantizers.values():
@@ -202,11 +201,6 @@ class TokenizerTrainer:
         clip = training.discriminator_optimizer.clip
         descend(terms.pop("total"), self.discriminator_optimizer, rate, world=self.world, clip=clip)
         return terms
-
-    def _give_back_freed(self) -> None:
-        """Between the parts of a step, where memory is worth more than time: its pages have to be asked for again."""
-        if self.world.device.type == "cpu" and self.training.recompute != "nothing":
-            give_back_freed()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; refused where a step was broken off, for some weights have moved."""
