@@ -43,7 +43,7 @@ def test_distances_lie_between_their_limits(monkeypatch, kind: str, dims: int, w
     a_ND, b_MD = features(kind, 60, dims, 1), features(kind, 50, dims, 2)
     grid = Grid(a_ND, b_MD)
     a, b = grid.round(a_ND, seed=1), grid.round(b_MD, seed=2)
-    squares_NM = grid.squares(a, slice(0, 60), b, slice(0, 50))
+    squares_NM = grid.squares(a, slice(0, 60), b.columns(slice(0, 50)))
     margins_NM = a.margins_N[:, None] + b.margins_N
     true_NM = torch.cdist(a_ND.double(), b_MD.double()) / grid.step
     least_NM = (squares_NM - grid.slack).clamp(min=0).double().sqrt() - margins_NM
@@ -62,7 +62,7 @@ def test_products_of_the_largest_codes_are_exact(monkeypatch, whole: bool) -> No
         grid = Grid(corner, -corner)
         codes = torch.full((4, -(-dims // 64) * 64), grid.levels, dtype=torch.int8)
         codes[0] = -grid.levels
-        assert torch.equal(grid._products(codes, codes).long(), codes.long() @ codes.long().T)
+        assert torch.equal(grid._products(codes, codes.T.contiguous()).long(), codes.long() @ codes.long().T)
         assert 4 * grid.levels**2 * codes.shape[1] <= 2**31
 
 

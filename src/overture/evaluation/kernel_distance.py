@@ -13,10 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from overture.errors import OvertureError
+from overture.evaluation.processes import in_turns, sum_over_processes
 
 __all__ = ["KernelDistance", "kernel_distance"]
+
+STRIP = 250
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,18 @@ class KernelDistance:
 
 
 def kernel_distance(
-    samples_ND: Tensor, reference_MD: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    samples_ND: Tensor,
+    reference_MD: Tensor,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    *,
+    progress: bool = False,
 ) -> KernelDistance:
-    """KID between two sets of features; subsets are drawn without replacement, always the same for the same seed."""
+    """KID between two sets of features; subsets are drawn without replacement, always the same for the same seed.
+
+    Every process must hold all features; they share the subsets among them.
+    """
     size = min(subset_size, len(samples_ND), len(reference_MD))
     if size < 2 or subsets < 1:
         raise OvertureError(f"KID: {subsets} subsets of {size} samples, needs at least 1 of at least 2")
@@ -40,20 +53,38 @@ def kernel_distance(
         dims = f"{samples_ND.shape[1]} against {reference_MD.shape[1]}"
         raise OvertureError(f"KID: {dims} features; both sides need the same network")
     rng = np.random.default_rng(seed)
-    values = torch.empty(subsets, dtype=torch.float64)
-    for number in range(subsets):
-        x_nD = samples_ND[torch.from_numpy(rng.choice(len(samples_ND), size, replace=False))]
-        y_nD = reference_MD[torch.from_numpy(rng.choice(len(reference_MD), size, replace=False))]
-        values[number] = _unbiased_mmd(x_nD.float(), y_nD.float())
+    drawn = [
+        [torch.from_numpy(rng.choice(len(side), size, replace=False)) for side in (samples_ND, reference_MD)]
+        for _ in range(subsets)
+    ]
+    values = torch.zeros(subsets, dtype=torch.float64)
+
+    def measure(number: int) -> None:
+        x_nD, y_nD = (side[rows].float() for side, rows in zip((samples_ND, reference_MD), drawn[number], strict=True))
+        values[number] = _unbiased_mmd(x_nD, y_nD)
+
+    with tqdm(total=subsets, desc="KID", unit="subset", disable=not progress) as bar:
+        in_turns(measure, range(subsets), bar)
+    values = sum_over_processes(values)
     return KernelDistance(float(values.mean()), float(values.std(correction=0)), subsets, size)
 
 
 def _unbiased_mmd(x_nD: Tensor, y_nD: Tensor) -> Tensor:
     n = len(x_nD)
+    between = torch.stack([_kernel(rows, y_nD).sum() for rows in x_nD.split(STRIP)]).sum() / n**2
+    return (_sum_of_others(x_nD) + _sum_of_others(y_nD)) / (n * (n - 1)) - 2 * between
 
-    def kernel(a_nD: Tensor, b_nD: Tensor) -> Tensor:
-        # Products in float32, all else in float64: their rounding is far below the spread between subsets.
-        return ((a_nD @ b_nD.T).double() / a_nD.shape[1] + 1) ** 3
 
-    within = [(matrix.sum() - matrix.trace()) / (n * (n - 1)) for matrix in (kernel(x_nD, x_nD), kernel(y_nD, y_nD))]
-    return within[0] + within[1] - 2 * kernel(x_nD, y_nD).mean()
+def _sum_of_others(x_nD: Tensor) -> Tensor:
+    """The sum of the kernel over all pairs of different members; each pair is computed once."""
+    total = torch.zeros((), dtype=torch.float64, device=x_nD.device)
+    for start in range(0, len(x_nD), STRIP):
+        rows = x_nD[start : start + STRIP]
+        total += _kernel(rows, rows).fill_diagonal_(0).sum() + 2 * _kernel(rows, x_nD[start + STRIP :]).sum()
+    return total
+
+
+def _kernel(a_nD: Tensor, b_mD: Tensor) -> Tensor:
+    # Products in float32, all else in float64: their rounding is far below the spread between subsets.
+    base_nm = (a_nD @ b_mD.T).double().div_(a_nD.shape[1]).add_(1)
+    return (base_nm * base_nm).mul_(base_nm)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from overture.errors import OvertureError
 from overture.evaluation.processes import in_turns, stack_over_processes, sum_over_processes
-from overture.evaluation.rounded import FLOAT_ERROR, Grid, Rounded, exact_squares, pairs_within
+from overture.evaluation.rounded import FLOAT_ERROR, Columns, Grid, Rounded, exact_squares, pairs_within
 
 __all__ = ["PrecisionRecall", "neighbour_radii", "precision_recall"]
 
@@ -47,12 +47,11 @@ def precision_recall(
         raise OvertureError(f"precision and recall: {dims} features; both sides need the same network")
     with tqdm(desc="precision and recall", unit="block", disable=not progress) as bar:
         own, other = len(_blocks(len(samples_ND))), len(_blocks(len(reference_MD)))
-        bar.reset(total=own * (own + 1) // 2 + other * (other + 1) // 2 + own * other)
+        bar.reset(total=2 * own + 3 * other)
         grid = Grid(samples_ND, reference_MD)
         samples, reference = grid.round(samples_ND, seed=1), grid.round(reference_MD, seed=2)
         balls = _Balls(samples, _radii(samples, neighbours, bar), reference, _radii(reference, neighbours, bar))
-        pairs = [(rows, columns) for rows in _blocks(len(samples_ND)) for columns in _blocks(len(reference_MD))]
-        in_turns(balls.compare, pairs, bar)
+        in_turns(balls.compare, _blocks(len(reference_MD)), bar)
     shares = [float((sum_over_processes(inside.float()) > 0).double().mean()) for inside in balls.inside]
     return PrecisionRecall(shares[0], shares[1], neighbours)
 
@@ -74,7 +73,7 @@ def _radii(points: Rounded, neighbours: int, bar: tqdm[None]) -> Tensor:
     # Blocks with themselves come first: what they find keeps the search in all later blocks short.
     in_turns(search.begin, blocks, bar)
     search.bounds_N = _merged(search.nearest_Nk)
-    in_turns(search.look, [(one, other) for number, one in enumerate(blocks) for other in blocks[number + 1 :]], bar)
+    in_turns(search.look, blocks[::-1], bar)  # the longest first
     return _merged(search.nearest_Nk)
 
 
@@ -98,7 +97,7 @@ class _Neighbours:
 
     def begin(self, block: slice) -> None:
         """Find the neighbours of a block's members among themselves."""
-        squares_BB = self.grid.squares(self.points, block, self.points, block)
+        squares_BB = self.grid.squares(self.points, block, self.points.columns(block))
         squares_BB.fill_diagonal_(torch.iinfo(squares_BB.dtype).max)  # nobody is their own neighbour
         # At first the likeliest, so that there is a bound that excludes most of the others.
         size = len(squares_BB)
@@ -109,14 +108,15 @@ class _Neighbours:
         rows_P, others_P = pairs_within(squares_BB, self._furthest(block, block)[:, None])
         self._look(squares_BB[rows_P, others_P], rows_P + block.start, others_P + block.start)
 
-    def look(self, pair: tuple[slice, slice]) -> None:
-        """Find the neighbours of the members of two blocks in the other block."""
-        rows, columns = pair
-        squares_BC = self.grid.squares(self.points, rows, self.points, columns)
-        rows_P, columns_P = pairs_within(squares_BC, self._furthest(rows, columns)[:, None])
-        self._look(squares_BC[rows_P, columns_P], rows_P + rows.start, columns_P + columns.start)
-        rows_P, columns_P = pairs_within(squares_BC, self._furthest(columns, rows))
-        self._look(squares_BC[rows_P, columns_P], columns_P + columns.start, rows_P + rows.start)
+    def look(self, columns: slice) -> None:
+        """Find the neighbours of a block's members in all blocks before it, and the other way round."""
+        others = self.points.columns(columns)
+        for rows in _blocks(columns.start):
+            squares_BC = self.grid.squares(self.points, rows, others)
+            rows_P, columns_P = pairs_within(squares_BC, self._furthest(rows, columns)[:, None])
+            self._look(squares_BC[rows_P, columns_P], rows_P + rows.start, columns_P + columns.start)
+            rows_P, columns_P = pairs_within(squares_BC, self._furthest(columns, rows))
+            self._look(squares_BC[rows_P, columns_P], columns_P + columns.start, rows_P + rows.start)
 
     def _furthest(self, members: slice, others: slice) -> Tensor:
         """What a rounded squared distance to any of ``others`` must not exceed to matter to each of ``members``."""
@@ -176,17 +176,20 @@ class _Balls:
         self.sets, self.radii = (samples, reference), (radii_N, radii_M)
         self.inside = tuple(torch.zeros(len(radii), dtype=torch.bool, device=radii.device) for radii in self.radii)
 
-    def compare(self, pair: tuple[slice, slice]) -> None:
-        """One block of pairs, but for those of which both members are already known to be inside."""
-        rows_B, columns_C = (torch.arange(s.start, s.stop, device=self.radii[0].device) for s in pair)
-        open_B, open_C = (~inside[members] for inside, members in zip(self.inside, (rows_B, columns_C), strict=True))
-        self._compare(rows_B[open_B], columns_C, (0, 1))
-        self._compare(rows_B[~open_B], columns_C[open_C], (1,))
+    def compare(self, columns: slice) -> None:
+        """A block of the reference against all samples, but for pairs whose members are both known to be inside."""
+        columns_C = torch.arange(columns.start, columns.stop, device=self.radii[0].device)
+        whole_block = self.sets[1].columns(columns)
+        for rows in _blocks(len(self.sets[0])):
+            rows_B = torch.arange(rows.start, rows.stop, device=columns_C.device)
+            open_B, open_C = (~inside[who] for inside, who in zip(self.inside, (rows_B, columns_C), strict=True))
+            if open_B.any():
+                self._compare(rows_B[open_B], columns_C, whole_block, (0, 1))
+            if open_C.any() and not open_B.all():
+                self._compare(rows_B[~open_B], columns_C[open_C], self.sets[1].columns(columns_C[open_C]), (1,))
 
-    def _compare(self, rows_B: Tensor, columns_C: Tensor, sides: tuple[int, ...]) -> None:
-        if not len(rows_B) or not len(columns_C):
-            return
-        squares_BC = self.grid.squares(self.sets[0], rows_B, self.sets[1], columns_C)
+    def _compare(self, rows_B: Tensor, columns_C: Tensor, columns: Columns, sides: tuple[int, ...]) -> None:
+        squares_BC = self.grid.squares(self.sets[0], rows_B, columns)
         if 0 in sides:
             rows_P, columns_P = pairs_within(squares_BC, self._furthest(1, columns_C, rows_B))
             self._enter(0, squares_BC[rows_P, columns_P], rows_B[rows_P], columns_C[columns_P])
@@ -229,4 +232,5 @@ class _Balls:
 
 
 def _blocks(count: int) -> list[slice]:
+    """All members up to a count, block by block."""
     return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]

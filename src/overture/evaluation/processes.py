@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-__all__ = ["alone", "in_turns", "my_share", "stack_over_processes", "sum_over_processes", "world_size"]
+__all__ = ["alone", "in_turns", "my_share", "on_threads", "stack_over_processes", "sum_over_processes", "world_size"]
 
 P = TypeVar("P")
 _ALONE = ContextVar("alone", default=False)
@@ -64,21 +64,26 @@ def my_share(count: int) -> range:
 
 
 def in_turns(work: Callable[[P], None], pieces: Sequence[P], bar: tqdm[None]) -> None:
-    """``work`` on every piece: processes take turns, and within a process its threads do, each with whole pieces.
-
-    Small products are faster on one thread each than shared by two. What ``work`` writes, it has to guard itself.
-    """
+    """``work`` on every piece: processes take turns, and so do the threads of each."""
     rank, size = _place()
-    mine, threads = pieces[rank::size], torch.get_num_threads()
+    on_threads(work, pieces[rank::size], lambda: bar.update(size))
+
+
+def on_threads(work: Callable[[P], None], pieces: Sequence[P], done: Callable[[], object] = lambda: None) -> None:
+    """``work`` on every piece, each on one of this process's threads alone; ``done`` is called after each.
+
+    Small products are faster on one thread each than shared by several. What ``work`` writes, it has to guard itself.
+    """
+    threads = torch.get_num_threads()
     if threads == 1:
-        for piece in mine:
+        for piece in pieces:
             work(piece)
-            bar.update(size)
+            done()
         return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, mine):
-                bar.update(size)
+            for _ in pool.map(work, pieces):
+                done()
     finally:
         torch.set_num_threads(threads)
 

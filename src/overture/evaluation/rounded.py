@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "Rounded", "exact_squares", "pairs_within"]
+from overture.evaluation.processes import on_threads
 
-BLOCK = 4096
+__all__ = ["Columns", "Grid", "Rounded", "exact_squares", "pairs_within"]
+
+BLOCK = 512  # what rounding needs beside stays small
 COLUMNS = 64
-PAIRS = 512  # two rows of 2,048 features each: 8 MB, which stays in cache
+PAIRS = 128  # two rows of 2,048 features each: 2 MB, which stays in cache
 SURE = math.sqrt(math.log(2e18))
 WIDEST = 4.5  # coordinates after a random rotation are nearly normal: few lie further out, in standard deviations
 FURTHEST = 2.0**31 - 128  # the last float32 that is an int32
@@ -49,6 +51,18 @@ class Rounded:
     def __len__(self) -> int:
         return len(self.features_ND)
 
+    def columns(self, members: Tensor | slice) -> Columns:
+        """Some members, ready to be compared with."""
+        return Columns(self.codes_ND[members].T.contiguous(), self.squares_N[members])
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Members that many others are compared with: their codes as a product reads them fastest."""
+
+    codes_DC: Tensor
+    squares_C: Tensor
+
 
 class Grid:
     """The rotation and the step that several sets share, so that their codes can be compared."""
@@ -62,47 +76,57 @@ class Grid:
         # Sums of products stay exact: below 2^31 when whole (four lengths make a distance), 2^24 in float32.
         self.levels = min(127, math.isqrt((2**29 if self.whole_products else 2**22) // (rows * columns)))
         self.rotations = tuple(_rotation(size, seed).to(device) for seed, size in enumerate((rows, columns)))
-        blocks = [part for features in sets for part in features.split(BLOCK)]
+        blocks = [part for features in sets for part in features.split(8 * BLOCK)]
         # Any centre does; near the mean, codes are put to best use.
         self.centre_D = torch.stack([part.float().mean(dim=0) for part in blocks]).mean(dim=0)
         lengths = torch.cat([(part.float() - self.centre_D).norm(dim=1) for part in blocks])
         typical = float(lengths.sort().values[int(0.999 * (len(lengths) - 1))]) / math.sqrt(rows * columns)
         self.step = WIDEST * typical / self.levels or 1.0
-        # |e|^2 of a member is below its dimensions; 2 more, because squares are rounded to whole numbers.
-        self.slack = math.ceil(SURE * math.sqrt(2 * rows * columns)) + 2
+        # |e|^2 of a member is below its dimensions. SURE^2 completes a square: d^2 - 2 SURE d = (d - SURE)^2 - SURE^2.
+        # 2 more, because squares are rounded to whole numbers.
+        self.slack = math.ceil(SURE * math.sqrt(2 * rows * columns) + SURE**2) + 2
 
     def round(self, features_ND: Tensor, seed: int = 0) -> Rounded:
         """A set on this grid. Members too far out are cut off at its edge, which shows in their margins."""
-        rows, columns = (len(rotation) for rotation in self.rotations)
-        generator = torch.Generator(features_ND.device).manual_seed(seed)
-        parts = []
-        for features_BD in features_ND.split(BLOCK):
-            centred_BD = torch.nn.functional.pad(features_BD.float() - self.centre_D, (0, rows * columns - self.dims))
-            turned = self.rotations[0] @ centred_BD.unflatten(1, (rows, columns)) @ self.rotations[1]
-            exact_BD = turned.flatten(1).div_(self.step)
-            kept_BD = exact_BD.clamp(-self.levels, self.levels)
-            margins_B = (exact_BD - kept_BD).norm(dim=1) + FLOAT_ERROR * exact_BD.norm(dim=1) + SURE / 2
-            dither_BD = torch.rand(kept_BD.shape, generator=generator, device=kept_BD.device)
-            codes_BD = dither_BD.add_(kept_BD).floor_().clamp_(-self.levels, self.levels)
-            squares_B = codes_BD.to(torch.int32).square_().sum(dim=1, dtype=torch.int32)
-            squares_B -= kept_BD.sub_(codes_BD).norm(dim=1).square_().round_().to(torch.int32)
-            parts.append((codes_BD.to(torch.int8), squares_B, margins_B))
-        codes_ND, squares_N, margins_N = (torch.cat(part) for part in zip(*parts, strict=True))
+        count, dims = len(features_ND), len(self.rotations[0]) * COLUMNS
+        codes_ND = torch.empty(count, dims, dtype=torch.int8, device=features_ND.device)
+        squares_N = torch.empty(count, dtype=torch.int32, device=features_ND.device)
+        margins_N = torch.empty(count, device=features_ND.device)
+
+        def work(start: int) -> None:
+            rows = slice(start, start + BLOCK)
+            codes_ND[rows], squares_N[rows], margins_N[rows] = self._round(features_ND[rows], seed * 1_000_003 + start)
+
+        on_threads(work, range(0, count, BLOCK))
         return Rounded(self, features_ND, codes_ND, squares_N, margins_N)
 
-    def squares(self, a: Rounded, rows_B: Tensor | slice, b: Rounded, columns_C: Tensor | slice) -> Tensor:
+    def _round(self, features_BD: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = (len(rotation) for rotation in self.rotations)
+        generator = torch.Generator(features_BD.device).manual_seed(seed)
+        centred_BD = torch.nn.functional.pad(features_BD.float() - self.centre_D, (0, rows * columns - self.dims))
+        turned = self.rotations[0] @ centred_BD.unflatten(1, (rows, columns)) @ self.rotations[1]
+        exact_BD = turned.flatten(1).div_(self.step)
+        kept_BD = exact_BD.clamp(-self.levels, self.levels)
+        margins_B = (exact_BD - kept_BD).norm(dim=1) + FLOAT_ERROR * exact_BD.norm(dim=1) + SURE / 2
+        dither_BD = torch.rand(kept_BD.shape, generator=generator, device=kept_BD.device)
+        codes_BD = dither_BD.add_(kept_BD).floor_().clamp_(-self.levels, self.levels)
+        squares_B = codes_BD.to(torch.int32).square_().sum(dim=1, dtype=torch.int32)
+        squares_B -= kept_BD.sub_(codes_BD).norm(dim=1).square_().round_().to(torch.int32)
+        return codes_BD.to(torch.int8), squares_B, margins_B
+
+    def squares(self, a: Rounded, rows_B: Tensor | slice, b: Columns) -> Tensor:
         """Squared distances int32 ``[B, C]`` by the codes of some members of two sets, below 0 at times.
 
         The true distance is at least ``sqrt(square - slack)`` and at most ``sqrt(square + slack)``, each with the
         margins of both members to spare.
         """
-        products_BC = self._products(a.codes_ND[rows_B], b.codes_ND[columns_C])
-        return products_BC.mul_(-2).add_(b.squares_N[columns_C]).add_(a.squares_N[rows_B, None])
+        products_BC = self._products(a.codes_ND[rows_B], b.codes_DC)
+        return products_BC.mul_(-2).add_(b.squares_C).add_(a.squares_N[rows_B, None])
 
-    def _products(self, a_BD: Tensor, b_CD: Tensor) -> Tensor:
+    def _products(self, a_BD: Tensor, b_DC: Tensor) -> Tensor:
         if self.whole_products:
-            return torch._int_mm(a_BD, b_CD.T)
-        return (a_BD.float() @ b_CD.float().T).to(torch.int32)
+            return torch._int_mm(a_BD, b_DC)
+        return (a_BD.float() @ b_DC.float()).to(torch.int32)
 
 
 def exact_squares(a_ND: Tensor, rows_P: Tensor, b_MD: Tensor, columns_P: Tensor) -> Tensor:
