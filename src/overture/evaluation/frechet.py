@@ -133,7 +133,8 @@ class GaussianStatistics:
         self.count = 0
         self.mean = torch.zeros(dims, dtype=torch.float64)
         self.scatter = torch.zeros(dims, dims, dtype=torch.float64)
-        self._waiting: list[Tensor] = []
+        self._waiting_BD = torch.empty(self.BLOCK, dims, dtype=torch.float64)
+        self._waiting = 0
 
     def update(self, features_BD: Tensor) -> None:
         """Add a batch of features ``[B, D]``, any floating type, any device."""
@@ -147,17 +148,18 @@ class GaussianStatistics:
                 f"statistics: {rows} of {len(x_BD)} feature rows hold NaN or infinity; check the images"
             )
         while len(x_BD):
-            room = self.BLOCK - sum(map(len, self._waiting))
-            self._waiting.append(x_BD[:room].to(torch.float64, copy=True))  # the caller may use its memory again
-            x_BD = x_BD[room:]
-            if sum(map(len, self._waiting)) == self.BLOCK:
+            room = self.BLOCK - self._waiting
+            part_BD, x_BD = x_BD[:room], x_BD[room:]
+            self._waiting_BD[self._waiting : self._waiting + len(part_BD)] = part_BD
+            self._waiting += len(part_BD)
+            if self._waiting == self.BLOCK:
                 self._settle()
 
     def _settle(self) -> None:
         """Merge the rows that wait for their block to be full."""
         if self._waiting:
-            x_BD = torch.cat(self._waiting)
-            self._waiting = []
+            x_BD = self._waiting_BD[: self._waiting]
+            self._waiting = 0
             mean_D = x_BD.mean(dim=0)
             self._merge(len(x_BD), mean_D, self._scatter(x_BD.sub_(mean_D)))
 

@@ -80,13 +80,19 @@ def file_hash(path: Path) -> str:
         raise OvertureError(f"{path}: cannot read this file ({error.strerror})") from error
 
 
-def _image_hash(image: NDArray[np.uint8]) -> int:
-    """sha256 of the shape and the values of an image ``[C, H, W]``."""
-    if len(image) == 3 and (image[1:, 0] == image[0, 0]).all() and (image[1:] == image[0]).all():
-        image = image[:1]  # a grey image counts as one, whether its batch came in colour or not
-    digest = hashlib.sha256(f"{image.shape}".encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return int.from_bytes(digest.digest(), "big")
+def _sum_of_hashes(images: NDArray[np.uint8]) -> int:
+    """The sum of sha256 of the shapes and values of images ``[B, C, H, W]``."""
+    images = np.ascontiguousarray(images)
+    # A grey image counts as one, whether its batch came in colour or not. Most are told by their first row.
+    may_be_grey = (images[:, 1:, :1] == images[:, :1, :1]).all(axis=(1, 2, 3)).tolist()
+    shape, grey_shape = (f"{(channels, *images.shape[2:])}".encode() for channels in (images.shape[1], 1))
+    total = 0
+    for image, perhaps in zip(images, may_be_grey, strict=True):
+        grey = perhaps and len(image) == 3 and bool((image[1:] == image[0]).all())
+        digest = hashlib.sha256(grey_shape if grey else shape)
+        digest.update((image[:1] if grey else image).data)
+        total += int.from_bytes(digest.digest(), "big")
+    return total
 
 
 class ImageSetHash:
@@ -101,8 +107,9 @@ class ImageSetHash:
         """Add images, uint8 ``[B, C, H, W]``."""
         if images.dtype != torch.uint8:
             raise OvertureError(f"image hash: images are {images.dtype}, need uint8")
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # hashing leaves the interpreter to others
-            self._total += sum(threads.map(_image_hash, images.cpu().numpy()))
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:  # hashing leaves the interpreter to others
+            self._total += sum(pool.map(_sum_of_hashes, np.array_split(images.cpu().numpy(), threads)))
         self._total %= 2**256
 
     def all_reduce(self) -> None:

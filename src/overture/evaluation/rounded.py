@@ -26,6 +26,7 @@ from overture.evaluation.processes import on_threads
 __all__ = ["Columns", "Grid", "Rounded", "exact_squares", "pairs_within"]
 
 BLOCK = 512  # what rounding needs beside stays small
+ENOUGH = 4096
 COLUMNS = 64
 PAIRS = 128  # two rows of 2,048 features each: 2 MB, which stays in cache
 SURE = math.sqrt(math.log(2e18))
@@ -76,10 +77,10 @@ class Grid:
         # Sums of products stay exact: below 2^31 when whole (four lengths make a distance), 2^24 in float32.
         self.levels = min(127, math.isqrt((2**29 if self.whole_products else 2**22) // (rows * columns)))
         self.rotations = tuple(_rotation(size, seed).to(device) for seed, size in enumerate((rows, columns)))
-        blocks = [part for features in sets for part in features.split(8 * BLOCK)]
-        # Any centre does; near the mean, codes are put to best use.
-        self.centre_D = torch.stack([part.float().mean(dim=0) for part in blocks]).mean(dim=0)
-        lengths = torch.cat([(part.float() - self.centre_D).norm(dim=1) for part in blocks])
+        # Any centre and step do; near the mean and the spread, which a part of the members tells, codes serve best.
+        some = [features[:: -(-len(features) // ENOUGH)].float() for features in sets]
+        self.centre_D = torch.stack([part.mean(dim=0) for part in some]).mean(dim=0)
+        lengths = torch.cat([(part - self.centre_D).norm(dim=1) for part in some])
         typical = float(lengths.sort().values[int(0.999 * (len(lengths) - 1))]) / math.sqrt(rows * columns)
         self.step = WIDEST * typical / self.levels or 1.0
         # |e|^2 of a member is below its dimensions. SURE^2 completes a square: d^2 - 2 SURE d = (d - SURE)^2 - SURE^2.
