@@ -213,3 +213,27 @@ def test_early_gradients_are_not_rounded_by_autocast() -> None:
         leaf.descend_from(loss)
     (expected,) = torch.autograd.grad(F.linear(x, weight).square().sum(), x)
     assert torch.equal(leaf.tensor.grad, expected)  # type: ignore[arg-type]
+
+
+def test_frozen_parameters_of_the_optimiser_stay_where_they_are() -> None:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    frozen = model[0].weight
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    descend(model(torch.ones(3, 4)).sum(), optimizer, 0.1, world=World())
+    assert torch.equal(frozen, before)
+    moved = model[4].weight.clone()
+    model(torch.ones(3, 4)).sum().backward()  # no hook is left to take a step
+    assert torch.equal(model[4].weight, moved)
+
+
+def test_what_a_leaf_owes_is_worth_nothing_even_when_the_gradient_is_not_finite() -> None:
+    x = torch.ones(3, requires_grad=True)
+    leaf = Leaf(x * 2)
+    leaf.descend_from((leaf.tensor * torch.tensor([1.0, torch.inf, 2.0])).sum())
+    owed = leaf.owed
+    assert owed.item() == 0
+    owed.backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0, math.inf, 4.0]

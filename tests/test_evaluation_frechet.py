@@ -247,3 +247,12 @@ def test_arrays_beside_the_statistics_are_left_alone(tmp_path) -> None:
     path = tmp_path / "statistics.npz"
     np.savez(path, mu=np.zeros(2), sigma=np.eye(2), other=np.array([{}]), columns=np.asfortranarray(np.ones((2, 3))))
     assert Gaussian.load(path)[0].dims == 2
+
+
+def test_statistics_begun_in_inference_mode_go_on_outside() -> None:
+    x = torch.randn(3000, 4, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        statistics = GaussianStatistics(4)
+        statistics.update(x[:2500])
+    statistics.update(x[2500:])
+    torch.testing.assert_close(statistics.result().covariance, torch.cov(x.double().T))

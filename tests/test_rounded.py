@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from overture.errors import OvertureError
 from overture.evaluation import precision_recall as manifolds
 from overture.evaluation import rounded
 from overture.evaluation.precision_recall import neighbour_radii, precision_recall
-from overture.evaluation.rounded import Grid, exact_squares, pairs_within
+from overture.evaluation.rounded import Grid, exact_squares, near_pairs
 
 
 def features(kind: str, count: int, dims: int, seed: int) -> Tensor:
@@ -63,7 +64,7 @@ def test_products_of_the_largest_codes_are_exact(monkeypatch, whole: bool) -> No
         codes = torch.full((4, -(-dims // 64) * 64), grid.levels, dtype=torch.int8)
         codes[0] = -grid.levels
         assert torch.equal(grid._products(codes, codes.T.contiguous()).long(), codes.long() @ codes.long().T)
-        assert 4 * grid.levels**2 * codes.shape[1] <= 2**31
+        assert 4 * grid.levels**2 * codes.shape[1] < 2**31
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,9 +117,63 @@ def test_several_threads_find_what_one_finds(monkeypatch) -> None:
     assert 0.1 < one[0].precision < 0.99
 
 
-def test_pairs_within_limits() -> None:
-    squares = torch.tensor([[1, 5, 9], [2**31 - 1, 4, -3]], dtype=torch.int32)
-    rows, columns = pairs_within(squares, torch.tensor([[5.0], [torch.inf]]))
-    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1), (1, 2)]
-    rows, columns = pairs_within(squares, torch.tensor([0.0, 3.2, 8.0]))
-    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(1, 1), (1, 2)]
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("wide", [0, 1, 3])
+def test_near_pairs_are_those_within_their_own_limits(transposed: bool, wide: int) -> None:
+    generator = torch.Generator().manual_seed(wide)
+    squares = torch.randint(-5, 3000, (30, 20), generator=generator, dtype=torch.int32)
+    if transposed:
+        squares = squares.T.contiguous().T
+    reach, own = torch.rand(30, generator=generator) * 40, 3 + torch.rand(30, generator=generator)
+    reach[0] = torch.inf
+    others = 3 + torch.rand(20, generator=generator)
+    others[:wide] = 1000.0
+    rows, columns = near_pairs(squares, reach, own, others, slack=7)
+    found = torch.zeros(30, 20, dtype=torch.bool)
+    found[rows, columns] = True
+    assert len(rows) == int(found.sum())  # none twice
+    needed = squares <= (reach[:, None] + own[:, None] + others).square() + 7
+    assert found[needed].all()
+    # Beside what is needed at most what the widest of the usual members would need.
+    usual = squares <= (reach[:, None] + own[:, None] + others[wide:].max()).square() + 8
+    assert (usual | needed)[found].all()
+
+
+def test_a_member_that_was_cut_off_does_not_make_all_pairs_near(monkeypatch) -> None:
+    x = features("normal", 512, 64, 7)
+    counted = []
+    monkeypatch.setattr(
+        manifolds, "near_pairs", lambda *arguments: counted.append(near_pairs(*arguments)) or counted[-1]
+    )
+    monkeypatch.setattr(manifolds, "BLOCK", 128)
+    neighbour_radii(x)
+    before = sum(len(rows) for rows, _ in counted)
+    counted.clear()
+    x[100] *= 30
+    neighbour_radii(x)
+    after = sum(len(rows) for rows, _ in counted)
+    assert after < 2 * before + 4 * len(x)
+
+
+def test_bad_features_and_modes() -> None:
+    x, y = features("normal", 40, 8, 1), features("normal", 50, 8, 2)
+    with torch.inference_mode():
+        inside = precision_recall(x, y)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            assert precision_recall(x, y) == inside
+    finally:
+        torch.set_num_threads(before)
+    for bad in (torch.nan, torch.inf):
+        broken = x.clone()
+        broken[3, 2] = bad
+        with pytest.raises(OvertureError, match="NaN or infinite"):
+            precision_recall(y, broken)
+    with pytest.raises(OvertureError, match="too large"):
+        neighbour_radii(x * 1e30)
+    with pytest.raises(OvertureError, match="0 images"):
+        neighbour_radii(x[:0])
+    with pytest.raises(OvertureError, match="needs at least 1"):
+        neighbour_radii(x, 0)

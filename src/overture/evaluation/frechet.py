@@ -132,8 +132,9 @@ class GaussianStatistics:
         self.dims = dims
         self.count = 0
         self.mean = torch.zeros(dims, dtype=torch.float64)
-        self.scatter = torch.zeros(dims, dims, dtype=torch.float64)
-        self._waiting_BD = torch.empty(self.BLOCK, dims, dtype=torch.float64)
+        with torch.inference_mode(False):  # they are written to wherever they are updated
+            self.scatter = torch.zeros(dims, dims, dtype=torch.float64)
+            self._waiting_BD = torch.empty(self.BLOCK, dims, dtype=torch.float64)
         self._waiting = 0
 
     def update(self, features_BD: Tensor) -> None:

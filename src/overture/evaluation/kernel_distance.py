@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.errors import OvertureError
 from overture.evaluation.processes import in_turns, sum_over_processes
@@ -34,13 +33,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    samples_ND: Tensor,
-    reference_MD: Tensor,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 0,
-    *,
-    progress: bool = False,
+    samples_ND: Tensor, reference_MD: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
     """KID between two sets of features; subsets are drawn without replacement, always the same for the same seed.
 
@@ -63,8 +56,7 @@ def kernel_distance(
         x_nD, y_nD = (side[rows].float() for side, rows in zip((samples_ND, reference_MD), drawn[number], strict=True))
         values[number] = _unbiased_mmd(x_nD, y_nD)
 
-    with tqdm(total=subsets, desc="KID", unit="subset", disable=not progress) as bar:
-        in_turns(measure, range(subsets), bar)
+    in_turns(measure, range(subsets))
     values = sum_over_processes(values)
     return KernelDistance(float(values.mean()), float(values.std(correction=0)), subsets, size)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from overture.errors import OvertureError
 from overture.evaluation.processes import in_turns, stack_over_processes, sum_over_processes
-from overture.evaluation.rounded import FLOAT_ERROR, Columns, Grid, Rounded, exact_squares, pairs_within
+from overture.evaluation.rounded import FLOAT_ERROR, Columns, Grid, Rounded, exact_squares, near_pairs
 
 __all__ = ["PrecisionRecall", "neighbour_radii", "precision_recall"]
 
@@ -45,6 +45,8 @@ def precision_recall(
     if samples_ND.shape[1] != reference_MD.shape[1]:
         dims = f"{samples_ND.shape[1]} against {reference_MD.shape[1]}"
         raise OvertureError(f"precision and recall: {dims} features; both sides need the same network")
+    _check(samples_ND, neighbours)
+    _check(reference_MD, neighbours)
     with tqdm(desc="precision and recall", unit="block", disable=not progress) as bar:
         own, other = len(_blocks(len(samples_ND))), len(_blocks(len(reference_MD)))
         bar.reset(total=2 * own + 3 * other)
@@ -58,14 +60,23 @@ def precision_recall(
 
 def neighbour_radii(features_ND: Tensor, neighbours: int = 3) -> Tensor:
     """Squared distance float32 ``[N]`` of every member to its k-th nearest other member."""
+    _check(features_ND, neighbours)
     with tqdm(disable=True) as bar:
         return _radii(Grid(features_ND).round(features_ND), neighbours, bar)
 
 
+def _check(features_ND: Tensor, neighbours: int) -> None:
+    if neighbours < 1:
+        raise OvertureError(f"precision and recall: {neighbours} neighbours, needs at least 1")
+    if len(features_ND) <= neighbours:
+        count = len(features_ND)
+        raise OvertureError(f"precision and recall: {count} images, needs more than {neighbours} on each side")
+    if not all(bool(torch.isfinite(part).all()) for part in features_ND.split(BLOCK)):
+        raise OvertureError("precision and recall: some features are NaN or infinite; check the images")
+
+
 def _radii(points: Rounded, neighbours: int, bar: tqdm[None]) -> Tensor:
     """Every pair of blocks is looked at once, and serves the rows of the one and of the other."""
-    if len(points) <= neighbours:
-        raise OvertureError(f"precision and recall: {len(points)} images, needs more than {neighbours} on each side")
     own = Grid(points.features_ND)
     if own.step < points.grid.step / 2:  # the grid of both sets is too coarse for this one
         points = own.round(points.features_ND)
@@ -105,7 +116,7 @@ class _Neighbours:
         rows_P = torch.arange(size, device=squares_BB.device).repeat_interleave(likeliest_Bk.shape[1])
         self._compare(rows_P + block.start, likeliest_Bk.flatten() + block.start)
         squares_BB.scatter_(1, likeliest_Bk, torch.iinfo(squares_BB.dtype).max)
-        rows_P, others_P = pairs_within(squares_BB, self._furthest(block, block)[:, None])
+        rows_P, others_P = self._near(squares_BB, block, block)
         self._look(squares_BB[rows_P, others_P], rows_P + block.start, others_P + block.start)
 
     def look(self, columns: slice) -> None:
@@ -113,19 +124,19 @@ class _Neighbours:
         others = self.points.columns(columns)
         for rows in _blocks(columns.start):
             squares_BC = self.grid.squares(self.points, rows, others)
-            rows_P, columns_P = pairs_within(squares_BC, self._furthest(rows, columns)[:, None])
+            rows_P, columns_P = self._near(squares_BC, rows, columns)
             self._look(squares_BC[rows_P, columns_P], rows_P + rows.start, columns_P + columns.start)
-            rows_P, columns_P = pairs_within(squares_BC, self._furthest(columns, rows))
+            columns_P, rows_P = self._near(squares_BC.T, columns, rows)
             self._look(squares_BC[rows_P, columns_P], columns_P + columns.start, rows_P + rows.start)
 
-    def _furthest(self, members: slice, others: slice) -> Tensor:
-        """What a rounded squared distance to any of ``others`` must not exceed to matter to each of ``members``."""
+    def _near(self, squares_BC: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """The pairs of a block of rounded distances that may matter to ``rows``."""
         margins_N = self.points.margins_N
-        return (self._reach(members) + margins_N[members] + margins_N[others].max()).square() + self.grid.slack
+        return near_pairs(squares_BC, self._reach(rows), margins_N[rows], margins_N[columns], self.grid.slack)
 
     def _look(self, squares_P: Tensor, rows_P: Tensor, others_P: Tensor) -> None:
         """Compare pairs that may be near, the likeliest first."""
-        least_P = (squares_P - self.grid.slack).clamp_(min=0).float().sqrt_()
+        least_P = squares_P.float().sub_(self.grid.slack).clamp_(min=0).sqrt_()
         least_P = least_P.sub_(self.points.margins_N[rows_P] + self.points.margins_N[others_P]).clamp_(min=0)
         order_P = _by_row(rows_P, least_P)
         rows_P, others_P, least_P = rows_P[order_P], others_P[order_P], least_P[order_P]
@@ -191,15 +202,16 @@ class _Balls:
     def _compare(self, rows_B: Tensor, columns_C: Tensor, columns: Columns, sides: tuple[int, ...]) -> None:
         squares_BC = self.grid.squares(self.sets[0], rows_B, columns)
         if 0 in sides:
-            rows_P, columns_P = pairs_within(squares_BC, self._furthest(1, columns_C, rows_B))
+            columns_P, rows_P = self._near(1, squares_BC.T, columns_C, rows_B)
             self._enter(0, squares_BC[rows_P, columns_P], rows_B[rows_P], columns_C[columns_P])
-        rows_P, columns_P = pairs_within(squares_BC, self._furthest(0, rows_B, columns_C)[:, None])
+        rows_P, columns_P = self._near(0, squares_BC, rows_B, columns_C)
         self._enter(1, squares_BC[rows_P, columns_P], columns_C[columns_P], rows_B[rows_P])
 
-    def _furthest(self, side: int, balls: Tensor, others: Tensor) -> Tensor:
-        """What a rounded squared distance to the middle of each of a side's balls must not exceed to lie inside."""
-        margins_B = self.sets[side].margins_N[balls] + self.sets[1 - side].margins_N[others].max()
-        return (self._reach(side, balls) * (1 + FLOAT_ERROR) + margins_B).square_() + self.grid.slack
+    def _near(self, side: int, squares_BC: Tensor, balls: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of a block of rounded distances in which the other may lie inside a side's ball."""
+        margins_B, margins_C = self.sets[side].margins_N[balls], self.sets[1 - side].margins_N[others]
+        reach_B = self._reach(side, balls) * (1 + FLOAT_ERROR)
+        return near_pairs(squares_BC, reach_B, margins_B, margins_C, self.grid.slack)
 
     def _reach(self, side: int, balls: Tensor) -> Tensor:
         return self.radii[side][balls].sqrt_() / self.grid.step
@@ -210,9 +222,9 @@ class _Balls:
         margins_P = self.sets[side].margins_N[rows_P] + self.sets[1 - side].margins_N[balls_P]
         reach_P = self._reach(1 - side, balls_P)
         # Below 0: inside in any case.
-        beyond_P = (squares_P + slack).clamp_(min=0).float().sqrt_().add_(margins_P).sub_(reach_P * (1 - FLOAT_ERROR))
+        beyond_P = squares_P.float().add_(slack).clamp_(min=0).sqrt_().add_(margins_P).sub_(reach_P * (1 - FLOAT_ERROR))
         inside_N[rows_P[beyond_P <= 0]] = True
-        least_P = (squares_P - slack).clamp_(min=0).float().sqrt_().sub_(margins_P)
+        least_P = squares_P.float().sub_(slack).clamp_(min=0).sqrt_().sub_(margins_P)
         doubtful_P = (least_P <= reach_P * (1 + FLOAT_ERROR)) & ~inside_N[rows_P]
         rows_P, balls_P, beyond_P = rows_P[doubtful_P], balls_P[doubtful_P], beyond_P[doubtful_P]
         # Ball by ball, from the likeliest: one is enough.

@@ -63,10 +63,10 @@ def my_share(count: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-def in_turns(work: Callable[[P], None], pieces: Sequence[P], bar: tqdm[None]) -> None:
-    """``work`` on every piece: processes take turns, and so do the threads of each."""
+def in_turns(work: Callable[[P], None], pieces: Sequence[P], bar: tqdm[None] | None = None) -> None:
+    """``work`` on every piece: processes take turns, and so do the threads of each; ``bar`` counts pieces."""
     rank, size = _place()
-    on_threads(work, pieces[rank::size], lambda: bar.update(size))
+    on_threads(work, pieces[rank::size], lambda: bar.update(size) if bar is not None else None)
 
 
 def on_threads(work: Callable[[P], None], pieces: Sequence[P], done: Callable[[], object] = lambda: None) -> None:
@@ -80,9 +80,15 @@ def on_threads(work: Callable[[P], None], pieces: Sequence[P], done: Callable[[]
             work(piece)
             done()
         return
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def as_here(piece: P) -> None:  # these modes belong to a thread
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            work(piece)
+
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, pieces):
+            for _ in pool.map(as_here, pieces):
                 done()
     finally:
         torch.set_num_threads(threads)

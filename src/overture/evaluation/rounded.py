@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from overture.errors import OvertureError
 from overture.evaluation.processes import on_threads
 
-__all__ = ["Columns", "Grid", "Rounded", "exact_squares", "pairs_within"]
+__all__ = ["Columns", "Grid", "Rounded", "exact_squares", "near_pairs"]
 
 BLOCK = 512  # what rounding needs beside stays small
 ENOUGH = 4096
@@ -75,7 +76,7 @@ class Grid:
         # A rotation of rows times columns: two small products in place of one of D x D. Zeros fill the last row.
         rows, columns = -(-self.dims // COLUMNS), COLUMNS
         # Sums of products stay exact: below 2^31 when whole (four lengths make a distance), 2^24 in float32.
-        self.levels = min(127, math.isqrt((2**29 if self.whole_products else 2**22) // (rows * columns)))
+        self.levels = min(127, math.isqrt((2**29 - 2**20 if self.whole_products else 2**22) // (rows * columns)))
         self.rotations = tuple(_rotation(size, seed).to(device) for seed, size in enumerate((rows, columns)))
         # Any centre and step do; near the mean and the spread, which a part of the members tells, codes serve best.
         some = [features[:: -(-len(features) // ENOUGH)].float() for features in sets]
@@ -83,6 +84,8 @@ class Grid:
         lengths = torch.cat([(part - self.centre_D).norm(dim=1) for part in some])
         typical = float(lengths.sort().values[int(0.999 * (len(lengths) - 1))]) / math.sqrt(rows * columns)
         self.step = WIDEST * typical / self.levels or 1.0
+        if not math.isfinite(self.step):
+            raise OvertureError("distances of features: some are NaN, infinite or too large; check the images")
         # |e|^2 of a member is below its dimensions. SURE^2 completes a square: d^2 - 2 SURE d = (d - SURE)^2 - SURE^2.
         # 2 more, because squares are rounded to whole numbers.
         self.slack = math.ceil(SURE * math.sqrt(2 * rows * columns) + SURE**2) + 2
@@ -139,14 +142,33 @@ def exact_squares(a_ND: Tensor, rows_P: Tensor, b_MD: Tensor, columns_P: Tensor)
     return torch.cat(parts) if parts else a_ND.new_zeros(0, dtype=torch.float32)
 
 
-def pairs_within(squares_BC: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column ``[P]`` of all whole squared distances up to ``limits``, rounded up (of every row ``[B, 1]``, or column ``[C]``)."""
-    near_BC = squares_BC <= limits.ceil().clamp_(max=FURTHEST).to(torch.int32)
-    if near_BC.device.type == "cpu":  # numpy finds the few among the many several times faster
-        found_P = torch.from_numpy(np.flatnonzero(near_BC.numpy()))
+def near_pairs(
+    squares_BC: Tensor, reach_B: Tensor, margins_B: Tensor, margins_C: Tensor, slack: int
+) -> tuple[Tensor, Tensor]:
+    """Row and column ``[P]`` of all pairs that may be no further apart than ``reach_B``, by rounded squared distances."""
+    # One limit a row, but for the few members that were cut off: theirs would make everything near.
+    wide_C = margins_C > 2 * margins_C.median()
+    near_BC = squares_BC <= _limits(reach_B + margins_B + margins_C[~wide_C].max(), slack)[:, None]
+    if wide_C.any():
+        limits_BW = _limits((reach_B + margins_B)[:, None] + margins_C[wide_C], slack)
+        near_BC[:, wide_C] = squares_BC[:, wide_C] <= limits_BW
+    if near_BC.is_contiguous():
+        return _places(near_BC)
+    columns_P, rows_P = _places(near_BC.T)
+    return rows_P, columns_P
+
+
+def _limits(distances: Tensor, slack: int) -> Tensor:
+    """As whole squares, rounded up, no more than there can be."""
+    return distances.square().add_(slack).ceil_().clamp_(max=FURTHEST).to(torch.int32)
+
+
+def _places(mask_BC: Tensor) -> tuple[Tensor, Tensor]:
+    if mask_BC.device.type == "cpu":  # numpy finds the few among the many several times faster
+        found_P = torch.from_numpy(np.flatnonzero(mask_BC.numpy()))
     else:
-        found_P = near_BC.flatten().nonzero().squeeze(1)
-    return found_P // near_BC.shape[1], found_P % near_BC.shape[1]
+        found_P = mask_BC.flatten().nonzero().squeeze(1)
+    return found_P // mask_BC.shape[1], found_P % mask_BC.shape[1]
 
 
 def _rotation(size: int, seed: int) -> Tensor:

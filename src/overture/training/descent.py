@@ -10,6 +10,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, *, worl
 def _steps_inside(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Within, each parameter takes its step as soon as a backward pass has its whole gradient, which it then drops.
 
-    By then nothing else in the backward pass needs the parameter's old value: autograd counts the users of each tensor,
-    and refuses to go on when a value it has kept was changed.
+    By then nothing else in the backward pass needs the parameter's old value, since autograd counts the users of each
+    tensor. That holds as long as no parameter is also used detached, least of all in blocks that are computed again.
     """
     groups = optimizer.param_groups
     group_of = {parameter: group for group in groups for parameter in group["params"]}
@@ -60,8 +61,11 @@ def _steps_inside(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         optimizer.step()
         parameter.grad = None
 
-    handles = [parameter.register_post_accumulate_grad_hook(step) for parameter in _parameters(optimizer)]
+    handles = []
     try:
+        for parameter in _parameters(optimizer):
+            if parameter.requires_grad:
+                handles.append(parameter.register_post_accumulate_grad_hook(step))
         yield
     finally:
         optimizer.param_groups = groups
@@ -97,8 +101,22 @@ class Leaf:
         gradient = self.tensor.grad
         if gradient is None:
             return self.output.new_zeros((), dtype=torch.float32)
-        carrier = (self.output.float() * gradient.float()).sum()
-        return carrier - carrier.detach()
+        owed: Tensor = _Owed.apply(self.output, gradient)
+        return owed
+
+
+class _Owed(torch.autograd.Function):
+    """0, whatever the gradient that it hands on."""
+
+    @staticmethod
+    def forward(context: Any, output: Tensor, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        context.save_for_backward(gradient)
+        return output.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(context: Any, factor: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (gradient,) = context.saved_tensors
+        return gradient * factor.to(gradient.dtype), None
 
 
 def give_back_freed() -> None:
