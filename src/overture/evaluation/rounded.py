@@ -27,7 +27,7 @@ from overture.evaluation.processes import on_threads
 __all__ = ["Columns", "Grid", "Rounded", "exact_squares", "near_pairs"]
 
 BLOCK = 512  # what rounding needs beside stays small
-ENOUGH = 4096
+ENOUGH = 4096  # members of a set that tell its centre and spread
 COLUMNS = 64
 PAIRS = 128  # two rows of 2,048 features each: 2 MB, which stays in cache
 SURE = math.sqrt(math.log(2e18))
@@ -40,8 +40,8 @@ FLOAT_ERROR = 2e-5  # of centring and rotation in float32, relative to a member'
 class Rounded:
     """A set of features and its codes on a grid; lengths are in steps of the grid.
 
-    ``grid`` they lie on; ``codes_ND`` int8; ``squares_N`` int32: squared lengths of the codes less those of their errors; ``margins_N``
-    float32: what each member adds to the doubt about its distances.
+    ``grid`` they lie on; ``codes_ND`` int8; ``squares_N`` int32: squared lengths of the codes less those of their
+    errors; ``margins_N`` float32: what each member adds to the doubt about its distances.
     """
 
     grid: Grid

@@ -112,9 +112,9 @@ def prologue_post(tiny: bool = False) -> tuple[RunConfig, ...]:
     Paper: arXiv 2605.06137, row Post: rFID 2.15 (the 2D tokenizer's), gFID 3.88 guided (prologue constant 0.6, visual
     cosine 3.75 power 0.25), 11.04 unguided (temperatures 0.8 and 0.8). A second transformer (10 layers of 512 channels)
     reads the frozen encoder's outputs and 16 queries; it, its quantizer and the joint prior are all that stage 1 trains.
-    Its length is that of the release's config, 1.3 M batches (the paper gives none). Before it: ``overture train tokenizer imagenet-2d``,
-    or any 2D tokenizer of the same sizes: ``--tokenizer-training.start-from RUN``. The tiny form starts from fresh
-    weights, so its reconstructions are noise.
+    Its length is that of the release's config, 1.3 M batches (the paper gives none). Before it: ``overture train
+    tokenizer imagenet-2d``, or any 2D tokenizer of the same sizes: ``--tokenizer-training.start-from RUN``. The tiny
+    form starts from fresh weights, so its reconstructions are noise.
     Hardware: 8 accelerators, days. Command: ``torchrun --nproc-per-node 8 -m overture run prologue-post``.
     """
     name = "prologue-post"

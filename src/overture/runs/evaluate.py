@@ -28,7 +28,6 @@ from overture.training.distributed import World
 from overture.training.elbo import reconstruction_bits
 from overture.training.prior import bits_per_image
 from overture.training.progress import Interrupted, Progress, stop_requested
-from overture.training.tokens import central_crop
 
 __all__ = ["balanced_classes", "check_evaluation", "evaluate_run", "generated_batches"]
 
@@ -90,7 +89,7 @@ def training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork
 def measure_entropy(run: RunDirectory) -> dict[str, Any]:
     """The conditional entropy of the training tokens, one row per image (its central crop)."""
     file = TokenFile.open(run.tokens("train"))
-    return conditional_entropy(file.ids(crop=central_crop(file)), layout=file.layout).to_dict()
+    return conditional_entropy(file.ids(crop=file.central_crop), layout=file.layout).to_dict()
 
 
 def measure_likelihood(pipe: Pipeline, run: RunDirectory) -> dict[str, Any]:

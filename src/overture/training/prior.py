@@ -24,7 +24,6 @@ from overture.training.metrics import MetricLog, check_finite
 from overture.training.optim import OptimizerConfig, set_learning_rate
 from overture.training.progress import Progress
 from overture.training.tokenizer import Precision, autocast
-from overture.training.tokens import central_crop
 from overture.training.watch import Watch, observe
 
 __all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_per_image", "train_prior"]
@@ -203,7 +202,7 @@ def bits_per_image(
     device = prior.token_embedding.weight.device
     was_training = prior.training
     prior.eval()
-    count, crop = min(rows or file.rows, file.rows), central_crop(file)
+    count, crop = min(rows or file.rows, file.rows), file.central_crop
     mask = ~allowed_ids(prior.layout).to(device) if loss == "allowed" else None
     total_L = torch.zeros(prior.layout.sequence_length, dtype=torch.double, device=device)
     for start in range(0, count, batch_size):

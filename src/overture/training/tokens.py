@@ -16,7 +16,7 @@ from overture.tokenizers.tokenizer import Tokenizer
 from overture.training.distributed import World
 from overture.training.progress import Interrupted, Progress, stop_requested
 
-__all__ = ["TokensConfig", "central_crop", "write_tokens"]
+__all__ = ["TokensConfig", "write_tokens"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class TokensConfig:
         crops_per_row(self.crops)
         if self.batch_size < 1:
             raise UsageError(f"tokens: batch_size is {self.batch_size}, needs >= 1")
-
-
-def central_crop(file: TokenFile) -> int:
-    """The crop that stands for the image where one is needed: the centre, or the first where there is none."""
-    return file.central_crop
 
 
 @torch.inference_mode()
