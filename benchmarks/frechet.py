@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from overture.evaluation.frechet import Gaussian, GaussianStatistics, frechet_distance
+from overture.evaluation.gaussian import Gaussian, GaussianStatistics
+from overture.evaluation.metrics.frechet_distance import frechet_distance
 
 R = TypeVar("R")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from overture.analysis.attention import attention_figure, attention_maps
+from overture.analysis.attention_maps import attention_maps, study
 from overture.data.transforms import to_float
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.lpips import LpipsMeter
@@ -48,26 +50,45 @@ def test_weights_are_those_of_the_forward_pass(causal: bool) -> None:
 
 def test_maps_of_every_segment() -> None:
     tokenizer = make_tokenizer()
-    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    images = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
     for segment, count in (("prologue", 3), ("visual", 16)):
-        maps = attention_maps(tokenizer, images, segment)
+        maps = study(tokenizer, images, segment)
+        assert torch.equal(maps.maps_BTGG, attention_maps(tokenizer, images, segment))
         assert maps.maps_BTGG.shape == (2, count, 4, 4)
         torch.testing.assert_close(maps.maps_BTGG.sum(dim=(2, 3)).mean(dim=0), maps.share_T)
         assert bool(((maps.share_T > 0) & (maps.share_T < 1)).all())
+        assert maps.largest_spread == 4
         assert bool((maps.spread_T <= 4.0001).all())
     first, last = (attention_maps(tokenizer, images, "prologue", layer) for layer in (0, 1))
-    assert not torch.allclose(first.maps_BTGG, last.maps_BTGG)
-    figure = attention_figure((images * 127 + 128).byte(), last, 2)
-    assert len(figure.axes) == 2 * 3
+    assert not torch.allclose(first, last)
+    assert torch.equal(attention_maps(tokenizer, images, "prologue"), last)
     with pytest.raises(UsageError, match="no layer 2"):
         attention_maps(tokenizer, images, "prologue", 2)
     with pytest.raises(UsageError, match="no segment"):
         attention_maps(tokenizer, images, "epilogue")
+    for count, tokens in ((0, 1), (2, 0)):
+        with pytest.raises(UsageError, match="at least one token and one image"):
+            study(tokenizer, images[:count], tokens=tokens)
+
+
+def test_what_a_study_tells() -> None:
+    tokenizer = make_tokenizer()
+    images = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    found = study(tokenizer, images, tokens=2)
+    assert found.segment == "prologue"  # the first one
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (record["images"], record["layer"], record["largest_spread_bits"]) == (2, -1, 4.0)
+    assert record["share_on_patches"] == found.share_T.tolist()
+    assert len(found.describe().splitlines()) == 1 + 2
+    (entry,) = found.entries()
+    assert (entry.name, entry.data) == ("attention", found.to_dict())
+    assert len(entry.drawing.axes) == 2 * 3  # type: ignore[union-attr]
+    assert len(study(tokenizer, images, tokens=100).entries()[0].drawing.axes) == 2 * 4  # type: ignore[union-attr]
 
 
 def test_a_token_that_looks_at_one_place_has_no_spread() -> None:
     tokenizer = make_tokenizer()
-    images = torch.rand(1, 1, 16, 16)
+    images = torch.randint(0, 256, (1, 1, 16, 16), dtype=torch.uint8)
     target = 5
 
     def only_target(x_BLD, rotary):
@@ -77,7 +98,7 @@ def test_a_token_that_looks_at_one_place_has_no_spread() -> None:
 
     last = [module for module in tokenizer.encoder.modules() if isinstance(module, Attention)][-1]
     last.weights = only_target
-    maps = attention_maps(tokenizer, images, "prologue")
+    maps = study(tokenizer, images, "prologue")
     assert maps.maps_BTGG[0, 0, 1, 1] == 1  # patch 5 of a 4 x 4 grid
     assert bool((maps.share_T == 1).all())
     assert bool((maps.spread_T.abs() < 1e-6).all())

@@ -16,6 +16,8 @@ from overture import Layout, Schedule, UsageError, conditional_entropy
 from overture.analysis.figures import entropy_figure, save_figure, schedule_figure
 from overture.cli import main
 from overture.cli.schedule import PLAIN_BLOCKS, picture
+from overture.data.ids import LoadedIds
+from overture.data.order import some_of
 
 ENTROPY_KEYS = {
     "conditional_entropy_bits", "prefixes", "unique_share", "cumulative_bits", "total_bits", "cliff", "predicted_cliff",
@@ -182,8 +184,20 @@ def test_entropy_options(tokens, capsys) -> None:
     assert (data["rows"], data["images"], data["predicted_cliff"]) == (100, 1_000_000, 2)
     assert data["sizes"] == [1000] * 12
     assert sum(each["rows"] for each in data["per_class"].values()) == 100
-    labels = np.load(tokens)["labels"][:100]
-    assert data["per_class"]["2"]["rows"] == int((labels == 2).sum())
+    labels = np.load(tokens)["labels"][some_of(1000, 100)]  # drawn from all rows, never cut off
+    assert {name: each["rows"] for name, each in data["per_class"].items()} == {
+        str(label): int((labels == label).sum()) for label in range(3)
+    }
+
+
+def test_some_rows_are_drawn_from_all_of_a_file(tmp_path, capsys) -> None:
+    np.save(tmp_path / "sorted.npy", np.repeat(np.arange(10), 100)[:, None])
+    assert main(["entropy", str(tmp_path / "sorted.npy"), "--rows", "100", "--json"]) == 0
+    data = strict(capsys.readouterr().out)
+    assert data["prefixes"] == [10]
+    assert data["total_bits"] > 3
+    assert main(["entropy", str(tmp_path / "sorted.npy"), "--rows", "1000", "--json"]) == 0
+    assert strict(capsys.readouterr().out)["total_bits"] == pytest.approx(math.log2(10))
 
 
 def test_entropy_of_several_files(tokens, tmp_path, capsys) -> None:
@@ -195,11 +209,9 @@ def test_entropy_of_several_files(tokens, tmp_path, capsys) -> None:
 
 
 def test_entropy_uses_the_layout_of_a_token_file(tmp_path, monkeypatch, capsys) -> None:
-    from overture import data
-
     ids = np.random.default_rng(0).integers(0, 2, (500, 10))
-    loaded = data.LoadedIds(ids=ids, labels=None, layout=Layout.single([2] * 5 + [64] * 5))
-    monkeypatch.setattr(data, "load_ids", lambda path: loaded, raising=False)
+    loaded = LoadedIds(ids=ids, labels=None, layout=Layout.single([2] * 5 + [64] * 5))
+    monkeypatch.setattr("overture.data.ids.load_ids", lambda path: loaded)
     assert main(["entropy", "some.tokens", "--json"]) == 0
     out = strict(capsys.readouterr().out)
     assert out["sizes"] == [2] * 5 + [64] * 5

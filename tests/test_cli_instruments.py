@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,15 @@ import torch
 from PIL import Image
 
 from overture.cli import main
-from overture.cli.common import find_judge, find_networks
+from overture.cli.common import open_judge
 from overture.cli.search_guidance import same_statistics
 from overture.errors import UsageError
-from overture.evaluation.measure import make_reference
 from overture.evaluation.networks import DomainNetwork, Outputs, load_network
-from overture.recipes.quickstart import quickstart
+from overture.evaluation.statistics import measure_batches
+from overture.processes import Processes
+from overture.recipes import recipe_configs
 from overture.runs.directory import RunDirectory
 from overture.runs.stages import execute
-from overture.training.distributed import World
 from overture.training.progress import SilentProgress
 
 
@@ -29,21 +30,26 @@ from overture.training.progress import SilentProgress
     [
         (["probe"], "give a RUN, or --train and --test"),
         (["probe", "nowhere", "--features", "pixels"], "give codes, ids or codes,ids"),
-        (["probe", "nowhere", "--tokens", "1,two"], "give whole numbers"),
+        (["probe", "nowhere", "--tokens", "1,two"], "--tokens 1,two: give numbers such as 1,2,4"),
+        (["probe", "nowhere", "--rows", "0"], "--rows is 0, needs >= 1"),
         (["probe", "nowhere"], "no file"),
         (["probe", "nowhere", "--plot", "probe.gif"], ".png, .svg, .pdf"),
-        (["prefix", "nowhere"], "holds no judge"),
-        (["prefix", "nowhere", "--images", "1"], "at least 2"),
+        (["prefix", "nowhere"], "not a run directory"),
+        (["prefix", "nowhere", "--images", "1"], "--images is 1, needs >= 2"),
         (["prefix", "nowhere", "--guidance", "2"], "add --conditional"),
-        (["neighbours", "nowhere"], "holds no judge"),
-        (["neighbours", "nowhere", "--samples", "0"], "at least 1"),
-        (["neighbours", "nowhere", "--rows", "0"], "at least 1"),
-        (["attention", "nowhere", "--seed", "-1"], "--seed at least 0"),
-        (["attention", "nowhere"], "give --out"),
-        (["attention", "nowhere", "--tokens", "0"], "at least 1"),
-        (["attention", "nowhere", "--out", "map.bmp"], ".png, .svg, .pdf"),
+        (["prefix", "nowhere", "--temperature", "0"], "temperature is 0"),
+        (["prefix", "nowhere", "--plot", "prefix.gif"], ".png, .svg, .pdf"),
+        (["neighbours", "nowhere"], "not a run directory"),
+        (["neighbours", "nowhere", "--samples", "0"], "--samples is 0, needs >= 1"),
+        (["neighbours", "nowhere", "--rows", "0"], "--rows is 0, needs >= 1"),
+        (["attention", "nowhere", "--seed", "-1"], "--seed is -1, needs >= 0"),
+        (["attention", "nowhere"], "give --data and --plot"),
+        (["attention", "nowhere", "--data", "x"], "give --data and --plot"),
+        (["attention", "nowhere", "--tokens", "0"], "--tokens is 0, needs >= 1"),
+        (["attention", "nowhere", "--plot", "map.bmp"], ".png, .svg, .pdf"),
         (["search-guidance", "nowhere"], "not a run directory"),
-        (["search-guidance", "nowhere", "--batch-size", "0"], "at least 1"),
+        (["search-guidance", "nowhere", "--batch-size", "0"], "--batch-size is 0, needs >= 1"),
+        (["reconstruct", "nowhere", "--data", "x", "--out", "picture.gif"], "--out picture.gif: give a .png"),
         (["reconstruct", "nowhere", "--data", "x", "--vgg-weights", "f"], "go with --lpips"),
         (["compare", "a.json", "a.json"], "named twice"),
     ],
@@ -87,20 +93,12 @@ def test_more_rows_than_there_are(tmp_path, capsys) -> None:
         assert f"--rows is 51, the file has {rows}" in capsys.readouterr().err
 
 
-def test_where_the_judge_of_a_run_lies(tmp_path, monkeypatch) -> None:
-    run = tmp_path / "several" / "one"
-    run.mkdir(parents=True)
-    with pytest.raises(UsageError, match="holds no judge"):
-        find_judge(run)
-    shared = tmp_path / "several" / "networks" / "judge.safetensors"
-    shared.parent.mkdir()
-    shared.touch()
-    assert find_judge(run) == shared
-    monkeypatch.chdir(run)
-    assert find_judge(Path()) == shared  # from within the run too
-    own = run / "networks"
-    own.mkdir()
-    assert find_networks(run) == own
+def test_a_run_without_a_judge(tmp_path) -> None:
+    """Where the networks of a run lie is tested in test_runs.py."""
+    (tmp_path / "networks").mkdir()
+    with pytest.raises(UsageError, match=r"holds no judge; give one with --network domain:FILE"):
+        open_judge(RunDirectory(tmp_path), None, torch.device("cpu"))
+    assert open_judge(RunDirectory(tmp_path), "random:8", torch.device("cpu")).dims == 8
 
 
 # A run of a few steps
@@ -115,7 +113,7 @@ def run(tmp_path_factory) -> Path:
     images = rng.integers(0, 256, (300, 1, 1), dtype=np.uint8).repeat(28, axis=1).repeat(28, axis=2)
     images[:, 7:21, 7:21] = rng.integers(0, 256, (300, 1, 1), dtype=np.uint8)
     np.savez(root / "images.npz", images=images, labels=np.arange(300) % 10)
-    tiny = quickstart(tiny=True)[1]
+    tiny = recipe_configs("quickstart", tiny=True)[1]
     training = replace(tiny.judge.training, steps=2)
     optimizer = replace(tiny.tokenizer_training.optimizer, warmup=1, flat=1)
     config = replace(
@@ -128,7 +126,7 @@ def run(tmp_path_factory) -> Path:
         ),
         prior_training=replace(tiny.prior_training, steps=8, evaluate_every=8),
     )
-    execute(config, RunDirectory(root / "run"), SilentProgress(), World(), until="prior")
+    execute(config, RunDirectory(root / "run"), SilentProgress(), Processes(), until="prior")
     return root / "run"
 
 
@@ -150,7 +148,7 @@ def refusal(capsys, *words: object) -> str:
 
 
 def hashes(run: Path) -> dict[str, str]:
-    from overture.training.checkpoint import read_metadata
+    from overture.model_files import read_metadata
 
     kinds = ("tokenizer", "prior")
     return {f"{kind}_hash": read_metadata(run / kind / "model.safetensors", kind)["weights_hash"] for kind in kinds}
@@ -159,7 +157,7 @@ def hashes(run: Path) -> dict[str, str]:
 def test_every_number_says_of_which_models_it_is(run, capsys, monkeypatch) -> None:
     def tells_images_apart(judge: DomainNetwork, images: torch.Tensor) -> Outputs:
         """This short a training leaves all reconstructions alike."""
-        return Outputs(torch.rand(len(images), 4), torch.rand(len(images), 10))
+        return Outputs(torch.rand(len(images), judge.dims), torch.rand(len(images), 10))
 
     monkeypatch.setattr(DomainNetwork, "outputs", tells_images_apart)
     known = hashes(run)
@@ -176,18 +174,55 @@ def test_every_number_says_of_which_models_it_is(run, capsys, monkeypatch) -> No
         assert record["tokenizer_hash"] == known["tokenizer_hash"]
     for record in (prefix, neighbours, search):
         assert {name: record[name] for name in known} == known
-        assert record["batch_size"] >= 1
+        assert record["seed"] >= 0
     assert entropy["prior"]["prior_hash"] == known["prior_hash"]
     assert search["reference_images"] == 30
     assert neighbours["training_images"] == 20
     assert neighbours["held_out_images"] == 30
     assert neighbours["features"]["held_out_share"] == pytest.approx(0.01)
+    # Each leaves its figures with words and numbers in the run.
+    left = {path.stem: json.loads(path.read_text()) for path in (run / "instruments").glob("*.json")}
+    assert left.keys() == {
+        "probe", "attention", "prefix", "prefix-resampled", "prefix-swapped", "neighbours", "predictive",
+        "guidance-search",
+    }  # fmt: skip
+    for name, entry in left.items():
+        assert entry["title"], name
+        assert entry["caption"], name
+        assert (run / "instruments" / entry["figure"]).stat().st_size > 100
+    for name, record in (("probe", probe), ("attention", attention), ("prefix", prefix), ("neighbours", neighbours)):
+        assert left[name]["data"] == record
+    assert left["predictive"]["data"] == entropy["prior"]
+    assert left["guidance-search"]["data"] == search
+    assert left["prefix-swapped"]["data"] == {}
+
+
+def test_no_sample_depends_on_the_size_of_batches(run, capsys) -> None:
+    words = ("neighbours", run, "--samples", "7", "--rows", "20", "--guidance", "1.5", "--seed", "3")
+    records = [answer(capsys, *words, "--batch-size", size) for size in (1, 3, 64)]
+    assert records[0]["tokens"] == records[1]["tokens"] == records[2]["tokens"]
+    assert records[0]["guidance"] == "constant 1.5"
+    assert answer(capsys, *words[:-1], "4")["seed"] == 4
+
+
+def test_a_figure_is_drawn_where_it_is_asked_for(run, capsys, tmp_path) -> None:
+    for words in (("attention", run, "--images", 2), ("probe", run, "--tokens", "1", "--features", "ids")):
+        path = tmp_path / "deep" / f"{words[0]}.svg"
+        answer(capsys, *words, "--plot", path)
+        assert path.read_text().startswith("<?xml")
+    # From a tokenizer alone: nothing is left beside it.
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(run / "tokenizer", tokenizer)
+    before = sorted(tokenizer.rglob("*"))
+    answer(capsys, "attention", tokenizer, "--data", run.parent / "images.npz", "--plot", tmp_path / "map.pdf")
+    assert (tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
+    assert sorted(tokenizer.rglob("*")) == before
 
 
 def test_reconstructions_say_how_they_were_made(run, capsys, tmp_path) -> None:
     data = run.parent / "images.npz"
     words = ("reconstruct", run, "--data", data)
-    whole = answer(capsys, *words, "--network", f"domain:{find_judge(run)}")
+    whole = answer(capsys, *words, "--network", f"domain:{RunDirectory(run).judge}")
     for protocol in (whole["protocol"], whole["distance"]["protocol"]):
         assert (protocol["images"], protocol["image_size"], protocol["crop"]) == (300, 28, "center")
         assert (protocol["checkpoint"], protocol["weights"]) == (hashes(run)["tokenizer_hash"], "ema")
@@ -196,12 +231,13 @@ def test_reconstructions_say_how_they_were_made(run, capsys, tmp_path) -> None:
     # A part of a sorted source is drawn from the whole: no image of the first classes alone.
     images = np.repeat(np.array([0, 255], np.uint8), 150)[:, None, None] * np.ones((300, 28, 28), np.uint8)
     np.savez(tmp_path / "halves.npz", images=images, labels=np.repeat([0, 1], 150))
-    picture = tmp_path / "pictures.npz"
+    picture = tmp_path / "pictures.png"
     part = answer(capsys, "reconstruct", run, "--data", tmp_path / "halves.npz", "--images", 16, "--out", picture)
     assert part["images"] == part["quality"]["images"] == 16
-    with np.load(picture) as file:
-        assert set(np.unique(file["arr_0"][:16])) == {0, 255}
-        assert file["arr_1"].dtype == np.int64
+    with Image.open(picture) as drawn:
+        originals = np.asarray(drawn)[2:30, 2:].reshape(28, 16, 30)[:, :, :28]  # the first row, with gaps of 2 px
+    assert set(originals[0, :, 0]) == {0, 255}
+    assert (originals == originals[:1, :, :1]).all()
 
 
 def test_a_corrupt_image_is_not_left_out_of_a_reconstruction(run, capsys, tmp_path) -> None:
@@ -214,9 +250,10 @@ def test_a_corrupt_image_is_not_left_out_of_a_reconstruction(run, capsys, tmp_pa
 
 
 def test_more_images_than_there_are(run, capsys) -> None:
-    assert "there are 270 training images" in refusal(capsys, "neighbours", run, "--samples", 2, "--rows", 271)
+    assert "asked for 271 rows but it has 270" in refusal(capsys, "neighbours", run, "--samples", 2, "--rows", 271)
     assert "has 30" in refusal(capsys, "attention", run, "--images", 31)
     assert "it has 30" in refusal(capsys, "prefix", run, "--images", 31)
+    assert "asked for 271 rows but it has 270" in refusal(capsys, "probe", run, "--rows", 271)
 
 
 def test_a_search_refuses_before_it_samples(run, capsys, tmp_path) -> None:
@@ -224,20 +261,20 @@ def test_a_search_refuses_before_it_samples(run, capsys, tmp_path) -> None:
     cost = answer(capsys, *words)
     assert cost["settings"] == 4
     assert cost["most_images"] > 0
-    assert "needs at least 2 samples" in refusal(capsys, *words, "--final-samples", "0")
+    assert "--final-samples is 0, needs >= 2" in refusal(capsys, *words, "--final-samples", "0")
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     other = refusal(capsys, *words, "--reference", tmp_path / "other.npz")
     assert "other.npz: 3 features, domain has" in other
     # The reference of the results, also as a plain copy of its statistics.
-    judge = load_network(f"domain:{find_judge(run)}")
+    judge = load_network(f"domain:{RunDirectory(run).judge}")
     images = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8)
     reported, copy = run / "networks" / "reference.npz", tmp_path / "copy.npz"
-    make_reference("training images", judge, [images]).save(reported)
+    measure_batches("training images", judge, [images]).save(reported)
     with np.load(reported) as file:
         np.savez(copy, mu=file["mu"], sigma=file["sigma"])
     for place in (reported, copy):
         assert "Add --on-test-reference" in refusal(capsys, *words, "--reference", place)
         answer(capsys, *words, "--reference", place, "--on-test-reference")
-    unlike = make_reference("others", judge, [255 - images])
-    assert not same_statistics(unlike, make_reference("training images", judge, [images]))
+    unlike = measure_batches("others", judge, [255 - images])
+    assert not same_statistics(unlike, measure_batches("training images", judge, [images]))
     reported.unlink()

@@ -1,15 +1,18 @@
 import io
 import os
 import pickle
+import sys
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from overture.data import known_sets
 from overture.data.base import CorruptImage, decode_image
 from overture.data.sources import ArraySource, open_source, split, subset
+from overture.data.stream import DataConfig, evaluation_batches
 from overture.errors import OvertureError, UsageError
 
 
@@ -297,6 +300,74 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     refused("cifar10", "cannot be downloaded", "no network at all", "cifar-10-batches-bin")
     assert not list(tmp_path.iterdir())
+
+
+STRANGER = """
+import numpy as np
+from PIL import Image
+from overture.data.base import CorruptImage, Source, digest
+
+class Stripes(Source):
+    def __init__(self, text):
+        self.name, self.classes = f"stripes {text}", ("across", "down")
+        self.labels = np.arange(int(text or 4)) % 2
+
+    def read(self, index):
+        image = np.zeros((6, 6), np.uint8)
+        image[(slice(None, None, 2), slice(None)) if index % 2 else (slice(None), slice(None, None, 2))] = index
+        return Image.fromarray(image)
+
+    def path(self, index):
+        return f"stripe {index}"
+
+    def fingerprint(self):
+        return digest(self.name.encode())
+
+def broken(text):
+    return {}[text]
+
+def nothing(text):
+    return None
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """Somebody's module in the current folder."""
+    (tmp_path / "my_stripes.py").write_text(STRANGER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path / "my_stripes.py"
+    sys.modules.pop("my_stripes", None)
+
+
+@pytest.mark.parametrize("spec", ["my_stripes:Stripes?10", "./my_stripes.py:Stripes?10", "FILE:Stripes?10"])
+def test_anyones_source(stranger, spec):
+    source = open_source(spec.replace("FILE", str(stranger)))
+    assert (source.name, len(source), source.classes) == ("stripes 10", 10, ("across", "down"))
+    assert np.asarray(source.read(7))[:, 0].tolist() == [7, 0, 7, 0, 7, 0]
+    train, held_out = split(source, 0.2)
+    assert (len(train), len(held_out)) == (8, 2)
+    data = DataConfig(spec.replace("FILE", str(stranger)), image_size=6, held_out_share=0.2).build()
+    assert data.num_classes == 2
+    images = torch.cat([batch.images for batch in evaluation_batches(data.held_out, DataConfig(image_size=6), 2)])
+    assert images.shape == (2, 1, 6, 6)
+    assert len(open_source("my_stripes:Stripes")) == 4  # without a text it is empty
+
+
+def test_wrong_sources_of_others_are_told_in_one_line(stranger):
+    refused("my_stripes:Strips?3", "has no 'Strips'", "did you mean 'Stripes'", error=UsageError)
+    refused("my_strips:Stripes?3", "no module 'my_strips'", error=UsageError)
+    refused("no/such/file.py:Stripes", "no such file", error=UsageError)
+    refused("my_stripes:nothing?x", "is no overture.data.base.Source", error=UsageError)
+    line = STRANGER[: STRANGER.index("return {}[text]")].count("\n") + 1
+    refused("my_stripes:broken?x", f"my_stripes.py:{line}: KeyError: 'x'")
+    refused("my_stripes:Stripes?many", "my_stripes.py:9: ValueError: invalid literal")
+
+
+def test_a_folder_with_a_colon_in_its_name_is_a_folder(folder):
+    odd = folder.rename(folder.parent / "pets:small")
+    assert len(open_source(str(odd))) == 3
 
 
 def numbered(labels, classes=3):

@@ -7,9 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from overture.data.base import ArraySource, CorruptImage, Source, digest
-from overture.data.order import ShuffledOrder
+from overture.data.order import ShuffledOrder, generator, some_of
 from overture.data.stream import (
     DataConfig,
     TrainingStream,
@@ -106,6 +108,30 @@ def test_the_order_changes_from_epoch_to_epoch():
     first, second = order.batch(0)[1], order.batch(1)[1]
     assert sorted(first) == sorted(second) == list(range(12))
     assert (first != second).any()
+
+
+@given(total=st.integers(0, 60), count=st.one_of(st.none(), st.integers(0, 80)), seed=st.integers(0, 5))
+def test_some_of_a_range(total, count, seed):
+    chosen = some_of(total, count, seed)
+    assert chosen.dtype == np.int64
+    assert len(chosen) == (total if count is None else min(total, count))
+    assert (np.diff(chosen) > 0).all()
+    assert set(chosen.tolist()) <= set(range(total))
+    assert (some_of(total, count, seed) == chosen).all()
+
+
+def test_a_part_is_drawn_from_everywhere_and_grows_from_its_own_start():
+    chosen = some_of(10_000, 1000)
+    assert np.abs(np.bincount(chosen // 1000, minlength=10) - 100).max() < 4 * np.sqrt(1000 * 0.1 * 0.9)
+    assert set(chosen) < set(some_of(10_000, 2000))
+    assert len(set(chosen) & set(some_of(10_000, 1000, seed=1))) < 200
+
+
+def test_purposes_have_random_numbers_of_their_own():
+    drawn = {purpose: generator(purpose, 3, 4).random(5).tolist() for purpose in ("order", "crop", "choice", "sample")}
+    assert len({tuple(numbers) for numbers in drawn.values()}) == 4
+    assert generator("sample", 3, 4).random(5).tolist() == drawn["sample"]
+    assert generator("sample", 4, 3).random(5).tolist() != drawn["sample"]
 
 
 def test_crops_change_from_epoch_to_epoch():

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from overture.data import tokens
+from overture.data import token_files
 from overture.data.base import ArraySource
 from overture.data.ids import load_ids
-from overture.data.tokens import TokenFile, TokenHeader, TokenStream, TokenWriter
+from overture.data.token_files import TokenFile, TokenHeader, TokenStream, TokenWriter
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout, Segment
 
@@ -146,7 +146,7 @@ def test_full_disk_loses_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_to_disk", full)
+        patch.setattr(token_files, "flush_to_disk", full)
         with pytest.raises(OvertureError, match=r"a\.tokens\.partial: cannot write tokens \(No space left") as caught:
             writer.write(range(4, 8), ids[4:8], labels[4:8])
         assert "\n" not in str(caught.value)
@@ -157,7 +157,7 @@ def test_full_disk_loses_nothing(tmp_path, monkeypatch):
     for rows in writer.missing():
         writer.write(rows, ids[rows.start : rows.stop], labels[rows.start : rows.stop])
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_to_disk", full)
+        patch.setattr(token_files, "flush_to_disk", full)
         with pytest.raises(OvertureError, match="No space left"):
             writer.finish()
     file = TokenWriter(path, head, block=4).finish()
@@ -252,6 +252,17 @@ def test_token_stream_is_a_function_of_seed_and_step(file):
     for step, batch in enumerate(whole):
         assert torch.equal(torch.cat([part[step].ids for part in parts]), batch.ids)
     assert not torch.equal(take(TokenStream(file, 4, seed=2), 0, 1)[0].indices, whole[0].indices)
+
+
+def test_tensors_are_the_central_crops_with_their_labels(tmp_path):
+    head = TokenHeader(LAYOUT, "hash", "ten", 10, 10, 5)
+    ids, labels = content(head)
+    file = write(tmp_path / "a.tokens", head, ids, labels)
+    for rows in (slice(None), slice(2, 7), np.array([9, 0, 0])):
+        found, classes = file.tensors(rows)
+        assert found.dtype == classes.dtype == torch.int64
+        assert (found.numpy() == ids[rows, 4]).all()
+        assert (classes.numpy() == labels[rows]).all()
 
 
 def test_load_ids_reads_our_files(file):

@@ -13,17 +13,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```", re.M | re.S
+    r"^(?P<mark><!-- (?:not run: [^\n]+|file: (?P<file>\S+)) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
+    re.M | re.S,
 )
 SLOW = ("pip install",)
 """Lines that the continuous integration runs by itself: the installation, and the tests."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and code of every block that is meant to run; ``<!-- not run: reason -->`` above a block exempts it."""
+    """Language (or file) and code of every block that is meant to run.
+
+    ``<!-- not run: reason -->`` above a block exempts it, ``<!-- file: NAME -->`` makes it a file for those after it.
+    """
     found = []
     for match in BLOCK.finditer(page.read_text()):
-        if not match["mark"] and not any(word in match["code"] for word in SLOW):
+        if match["file"]:
+            found.append((match["file"], match["code"]))
+        elif not match["mark"] and not any(word in match["code"] for word in SLOW):
             found.append((match["language"], match["code"]))
     return found
 
@@ -33,6 +39,9 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     python = []
     for language, code in blocks(page):
+        if language.endswith(".py"):
+            (tmp_path / language).write_text(code)
+            continue
         if language == "bash":
             command = ["bash", "-euo", "pipefail", "-c", code]
         else:

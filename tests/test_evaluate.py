@@ -15,16 +15,17 @@ from PIL import Image
 
 from overture.cli import main
 from overture.errors import OvertureError
-from overture.evaluation.collect import collect
-from overture.evaluation.evaluate import collect_reference, collect_samples, evaluate
+from overture.evaluation.conditions import Conditions, differences
+from overture.evaluation.evaluation import evaluate
 from overture.evaluation.image_sets import is_statistics_file, open_images
-from overture.evaluation.inception_score import InceptionScoreMeter
-from overture.evaluation.kernel_distance import kernel_distance
-from overture.evaluation.networks import load_network
-from overture.evaluation.precision_recall import neighbour_radii, precision_recall
-from overture.evaluation.protocol import Protocol, differences
+from overture.evaluation.metrics.inception_score import InceptionScoreMeter
+from overture.evaluation.metrics.kernel_distance import kernel_distance
+from overture.evaluation.metrics.precision_recall import share_inside
+from overture.evaluation.networks import FeatureNetwork, Outputs, load_network
 from overture.evaluation.record import compare_records, read_measurements
-from overture.nn.classifier import ClassifierConfig, ClassifierRecord, save_classifier, tensors_hash
+from overture.evaluation.statistics import collect, open_reference, open_samples
+from overture.nn.classifier import ClassifierConfig, ClassifierRecord, save_classifier
+from overture.processes import Processes
 
 
 def pixels(count: int, size: int = 16, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -42,59 +43,6 @@ def arrays(tmp_path) -> tuple[Path, Path]:
     return samples, reference
 
 
-# Precision and recall
-
-
-def brute_force(samples: np.ndarray, reference: np.ndarray, k: int) -> tuple[float, float]:
-    def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(a[:, None].astype(np.float64) - b[None].astype(np.float64), axis=2)
-
-    def radii(x: np.ndarray) -> np.ndarray:
-        return np.sort(distances(x, x), axis=1)[:, k]  # place 0 is the point itself
-
-    between = distances(samples, reference)
-    precision = (between <= radii(reference)[None]).any(axis=1).mean()
-    recall = (between <= radii(samples)[:, None]).any(axis=0).mean()
-    return float(precision), float(recall)
-
-
-@settings(max_examples=25)
-@given(count=st.integers(5, 40), others=st.integers(5, 40), k=st.integers(1, 4), seed=st.integers(0, 99))
-def test_precision_recall_is_brute_force(count: int, others: int, k: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    samples, reference = rng.normal(size=(count, 3)) * 1.3, rng.normal(size=(others, 3)) + 5.0
-    samples += 5.2
-    samples, reference = samples.astype(np.float32), reference.astype(np.float32)
-    result = precision_recall(torch.from_numpy(samples), torch.from_numpy(reference), k)
-    assert (result.precision, result.recall) == brute_force(samples, reference, k)
-
-
-@pytest.mark.parametrize("block", [7, 50, 1000])
-def test_precision_recall_over_several_blocks(monkeypatch, block: int) -> None:
-    from overture.evaluation import precision_recall as module
-
-    generator = torch.Generator().manual_seed(1)
-    samples = torch.randn(90, 8, generator=generator)
-    reference = torch.randn(110, 8, generator=generator) * 1.2
-    expected = brute_force(samples.numpy(), reference.numpy(), 3)
-    radii = neighbour_radii(samples)
-    monkeypatch.setattr(module, "BLOCK", block)
-    result = precision_recall(samples, reference)
-    assert (result.precision, result.recall) == pytest.approx(expected, abs=1e-12)
-    torch.testing.assert_close(neighbour_radii(samples), radii, rtol=1e-5, atol=1e-6)
-    assert 0 < expected[0] < 1
-
-
-def test_precision_recall_extremes() -> None:
-    cloud = torch.randn(40, 5)
-    same = precision_recall(cloud, cloud.clone())
-    assert (same.precision, same.recall) == (1.0, 1.0)
-    far = precision_recall(cloud, cloud + 1e4)
-    assert (far.precision, far.recall) == (0.0, 0.0)
-    with pytest.raises(OvertureError, match="more than 3"):
-        precision_recall(cloud[:3], cloud)
-
-
 # Inception Score
 
 
@@ -104,10 +52,10 @@ def test_inception_score_is_its_formula_and_streams() -> None:
     for part in logits.split(1000):  # the last split is short
         p = part.softmax(dim=1).numpy()
         scores.append(np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(axis=0))), axis=1))))
-    for batch in (1, 300, 2300):
+    for batch, places in ((1, None), (300, None), (2300, None), (300, torch.randperm(2300))):
         meter = InceptionScoreMeter(2300, split_size=1000)
-        for start in range(0, 2300, batch):
-            meter.update(logits[start : start + batch], start)
+        for rows in (torch.arange(2300) if places is None else places).split(batch):  # a place decides the split
+            meter.update(logits[rows], rows)
         result = meter.result()
         assert result.value == pytest.approx(np.mean(scores), rel=1e-12)
         assert result.deviation == pytest.approx(np.std(scores), rel=1e-9)
@@ -116,18 +64,21 @@ def test_inception_score_is_its_formula_and_streams() -> None:
 
 def test_inception_score_extremes_and_errors() -> None:
     sure = torch.eye(5, dtype=torch.float64).repeat(4, 1) * 1e4
+    places = torch.arange(20)
     meter = InceptionScoreMeter(20)
-    meter.update(sure, 0)
+    meter.update(sure, places)
     assert meter.result().value == pytest.approx(5.0)
     meter = InceptionScoreMeter(20)
-    meter.update(torch.zeros(20, 5), 0)
+    meter.update(torch.zeros(20, 5), places)
     assert meter.result().value == pytest.approx(1.0)
     meter = InceptionScoreMeter(20)
-    meter.update(sure[:10], 0)
+    meter.update(sure[:10], places[:10])
     with pytest.raises(OvertureError, match="saw 10 of 20"):
         meter.result()
     with pytest.raises(OvertureError, match="NaN"):
-        meter.update(torch.full((1, 5), torch.nan), 10)
+        meter.update(torch.full((1, 5), torch.nan), places[10:11])
+    with pytest.raises(OvertureError, match="image 20 of 20"):
+        meter.update(sure[:1], torch.tensor([20]))
 
 
 # Kernel distance
@@ -155,18 +106,55 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
 
 def test_all_metrics_and_what_they_are_called(arrays) -> None:
     network = load_network("random:24")
-    samples = collect_samples(str(arrays[0]), network, ("kid",))
-    reference = collect_reference(str(arrays[1]), network, ("kid",))
+    samples = open_samples(str(arrays[0]), network, keep_features=True)
+    reference = open_reference(str(arrays[1]), network, keep_features=True)
     result = evaluate(samples, reference, network)
     assert list(result.measurements) == ["fid", "precision", "recall", "kid"]
     assert result.skipped.keys() == {"sfid", "is"}
     names = {measurement.name for measurement in result.measurements.values()}
     assert names == {"FD(random:24)", "Precision(random:24)", "Recall(random:24)", "KID(random:24)"}
-    protocol = result.measurements["fid"].protocol
-    assert (protocol.images, protocol.reference_images, protocol.image_size) == (60, 80, 16)
+    conditions = result.measurements["fid"].conditions
+    assert (conditions.images, conditions.reference_images, conditions.image_size) == (60, 80, 16)
     features = [network(torch.from_numpy(pixels(n, seed=s)).permute(0, 3, 1, 2)) for n, s in ((60, 0), (80, 1))]
     assert result.measurements["kid"].value == kernel_distance(*features).value
-    assert result.measurements["precision"].value == precision_recall(*features).precision
+    assert result.measurements["precision"].value == share_inside(*features)
+    assert result.measurements["recall"].value == share_inside(*features[::-1])
+
+
+class Official(FeatureNetwork):
+    """A network that may call its distances FID; it offers all that the Inception network does."""
+
+    name, dims, weights_hash, preparation = "official", 3, "1" * 64, "none"
+    label = "FID"
+    offers = frozenset({"logits", "spatial"})
+
+    def outputs(self, images):
+        features = images.float().mean(dim=(2, 3))
+        return Outputs(features, logits=features, spatial=images.float()[:, :, 0, :2].flatten(1))
+
+
+def test_the_names_of_the_field_are_kept_for_the_official_network(arrays) -> None:
+    network = Official()
+    samples, reference = (collect(open_images(str(path)), network, keep_features=True) for path in arrays)
+    result = evaluate(samples, reference, network)
+    assert result.skipped == {}
+    assert [m.name for m in result.measurements.values()] == ["FID", "sFID", "IS", "Precision", "Recall", "KID"]
+    assert [m.better for m in result.measurements.values()] == ["lower", "lower", "higher", "higher", "higher", "lower"]
+    score = result.measurements["is"].conditions
+    assert (score.reference, score.reference_hash, score.reference_images) == (None, None, None)
+    assert evaluate(samples, reference, network, ("kid", "is", "kid")).measurements.keys() == {"kid", "is"}
+
+
+def test_three_images_have_no_precision(tmp_path, arrays) -> None:
+    few, network = tmp_path / "few.npz", Official()
+    np.savez(few, arr_0=pixels(3))
+    samples, reference = (collect(open_images(str(path)), network, keep_features=True) for path in (arrays[0], few))
+    for sides in ((samples, reference), (reference, samples)):
+        result = evaluate(*sides, network)
+        assert result.skipped.keys() == {"precision", "recall"}
+        assert all("more than 3" in reason for reason in result.skipped.values())
+        with pytest.raises(OvertureError, match=r"recall: .*more than 3"):
+            evaluate(*sides, network, ("fid", "recall"))
 
 
 @settings(max_examples=6, deadline=None)
@@ -185,7 +173,10 @@ def test_no_number_depends_on_the_batch_size(tmp_path_factory, batch: int) -> No
 def _one_process(rank: int, meeting: str, samples: str, domain: str, queue: mp.SimpleQueue) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)
-    side = collect(open_images(samples), load_network(domain), keep_features=True, batch_size=7, split_size=25)
+    side = collect(
+        open_images(samples), load_network(domain),
+        keep_features=True, batch_size=7, split_size=25, processes=Processes(rank, 3),
+    )  # fmt: skip
     if rank == 0:
         assert side.features_ND is not None
         assert side.score is not None
@@ -212,8 +203,7 @@ def domain_file(tmp_path_factory) -> str:
     torch.manual_seed(0)
     classifier = config.build().eval()
     path = tmp_path_factory.mktemp("domain") / "judge.safetensors"
-    record = ClassifierRecord(config, 0, 1, None, 0, tensors_hash(classifier.state_dict()))
-    save_classifier(classifier, record, path)
+    save_classifier(classifier, ClassifierRecord(config, 0, 1, None, 0), path)
     return f"domain:{path}"
 
 
@@ -244,9 +234,12 @@ def test_folder_zip_and_array_are_the_same_images(tmp_path) -> None:
     assert len({side.hash for side in sides}) == 1
     for side in sides:
         torch.testing.assert_close(side.gaussian.mean, sides[0].gaussian.mean)
-    # Files are sorted by class: the first ones that are measured are not all of one.
-    first = open_images(str(tmp_path / "folder"))
-    assert len({first.source.path(int(place)).split("/")[-2] for place in first.order[:10]}) == 3
+    # Files are sorted by class: those that are measured, when it is a part, are not all of one.
+    part, read = open_images(str(tmp_path / "folder")), []
+    batches = part.batches
+    part.batches = lambda rows, size: read.extend(rows.tolist()) or batches(rows, size)
+    assert collect(part, network, 10).images == len(set(read)) == 10
+    assert len({part.source.path(place).split("/")[-2] for place in read}) == 3
 
 
 def test_grey_images_among_colour_ones(tmp_path) -> None:
@@ -255,8 +248,22 @@ def test_grey_images_among_colour_ones(tmp_path) -> None:
     for number, image in enumerate(images):
         Image.fromarray(image[..., 0] if number % 2 == 0 else image).save(tmp_path / f"{number}.png")
     found = open_images(str(tmp_path))
-    batch = torch.cat(list(found.batches(0, 6, 6))).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(batch, images[found.order])
+    batch = torch.cat(list(found.batches(np.arange(6), 6))).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(batch, images)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.sets(st.integers(0, 59)), batch=st.integers(1, 61), packed=st.booleans())
+def test_any_rows_of_an_array_in_full_batches(tmp_path_factory, rows: set[int], batch: int, packed: bool) -> None:
+    path = tmp_path_factory.mktemp("rows") / "a.npz"
+    images, places = pixels(60, size=4), np.array(sorted(rows), dtype=np.int64)
+    (np.savez_compressed if packed else np.savez)(path, arr_0=images)
+    batches = list(open_images(str(path)).batches(places, batch))
+    assert [len(part) for part in batches[:-1]] == [batch] * (len(batches) - 1)
+    assert sum(map(len, batches)) == len(places)
+    if len(places):
+        assert 1 <= len(batches[-1]) <= batch
+        np.testing.assert_array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), images[places])
 
 
 def test_bad_sets_are_errors_and_never_numbers(tmp_path, arrays) -> None:
@@ -280,14 +287,12 @@ def test_bad_sets_are_errors_and_never_numbers(tmp_path, arrays) -> None:
         evaluate(collect(open_images(str(arrays[0])), network), collect(open_images(str(small)), network), network)
 
 
-class Broken:
+class Broken(FeatureNetwork):
     """A network whose features are not numbers."""
 
-    name, dims, weights_hash, label, preparation, offers = "broken", 4, "0" * 64, "FD(broken)", "", frozenset()
+    name, dims, weights_hash, preparation = "broken", 4, "0" * 64, ""
 
     def outputs(self, images):
-        from overture.evaluation.networks import Outputs
-
         return Outputs(torch.full((len(images), 4), torch.nan))
 
 
@@ -350,10 +355,10 @@ def test_statistics_without_images(arrays, tmp_path, capsys) -> None:
         (["--reference", "R", "--make-reference", "x.npz"], "give --reference REF"),
         (["--make-reference", "x.pt"], "is an .npz file"),
         (["--reference", "R", "--metrics", "fdi"], "did you mean 'fid'"),
-        (["--reference", "R", "--images", "1"], "at least 2"),
-        (["--reference", "R", "--batch-size", "0"], "at least 1"),
+        (["--reference", "R", "--images", "1"], "--images is 1, needs >= 2"),
+        (["--reference", "R", "--batch-size", "0"], "--batch-size is 0, needs >= 1"),
         (["--reference", "R", "--keep-images", "5"], "--make-reference"),
-        (["--make-reference", "x.npz", "--keep-images", "1"], "--keep-images at least 2"),
+        (["--make-reference", "x.npz", "--keep-images", "1"], "--keep-images needs to be at least 2"),
         (["--reference", "R", "--out", "."], "is a folder"),
         (["--reference", "R", "--inception-weights", "f", "--network", "random:3"], "does not go with"),
     ],
@@ -386,30 +391,44 @@ def test_records_side_by_side(arrays, tmp_path, capsys) -> None:
 
 def test_records_that_are_none(tmp_path, capsys) -> None:
     path = tmp_path / "record.json"
-    for text, reason in (("{", "not a JSON"), ("{}", "no measurements")):
+    for text, reason in (("{", "not valid JSON"), ("{}", "no measurements")):
         path.write_text(text)
         assert main(["compare", str(path)]) == 1
         assert reason in capsys.readouterr().err
     path.write_text("[" * 100_000)
     assert main(["compare", str(path)]) == 1
-    assert "not a JSON" in capsys.readouterr().err
-    for wrong, reason in (({"value": 10**400}, "too large"), ({"notes": "abc"}, "need a list")):
-        path.write_text(json.dumps({"x": {"name": "FID", "value": 3.0, "protocol": {}, **wrong}}))
-        assert main(["compare", str(path)]) == 1
-        assert reason in capsys.readouterr().err
+    assert "not valid JSON" in capsys.readouterr().err
+    path.write_text(json.dumps({"x": {"name": "FID", "value": 10**400, "protocol": {}}}))
+    assert main(["compare", str(path)]) == 1
+    assert "too large" in capsys.readouterr().err
     path.write_text(json.dumps({"x": {"name": "FID", "value": "3", "protocol": {}}}))
     assert main(["compare", str(path)]) == 1
     assert "needs a number" in capsys.readouterr().err
-    path.write_text(json.dumps({"x": {"name": "FID", "value": 3.0, "protocol": {"magic": 1}}}))
+    path.write_text(json.dumps({"x": {"name": "FID", "value": 3.0, "protocol": 5}}))
     assert main(["compare", str(path)]) == 1
-    assert "magic" in capsys.readouterr().err
+    assert "has no protocol" in capsys.readouterr().err
+
+
+def test_notes_that_are_no_list_are_refused(tmp_path, capsys) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"x": {"name": "FID", "value": 3.0, "protocol": {}, "notes": "abc"}}))
+    assert main(["compare", str(path)]) == 1
+    assert "record.json" in capsys.readouterr().err
+
+
+def test_conditions_of_later_versions_are_refused(tmp_path) -> None:
+    """A number that differs in something this version cannot see must not stand unmarked beside others."""
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"x": {"name": "FID", "value": 3.0, "protocol": {"magic": 1, "images": 7}}}))
+    with pytest.raises(OvertureError, match=r"record\.json: the measurement 'FID' is damaged .*'magic'"):
+        read_measurements(path)
 
 
 def test_names_of_one_reference_do_not_count() -> None:
-    one = Protocol(reference="a.npz", reference_hash="1")
-    assert differences(one, Protocol(reference="b.npz", reference_hash="1")) == []
-    assert differences(one, Protocol(reference="a.npz", reference_hash="2")) == ["reference_hash"]
-    assert differences(Protocol(reference="a"), Protocol(reference="b")) == ["reference"]
+    one = Conditions(reference="a.npz", reference_hash="1")
+    assert differences(one, Conditions(reference="b.npz", reference_hash="1")) == []
+    assert differences(one, Conditions(reference="a.npz", reference_hash="2")) == ["reference_hash"]
+    assert differences(Conditions(reference="a"), Conditions(reference="b")) == ["reference"]
 
 
 def test_measurements_of_one_name_are_told_apart(tmp_path) -> None:
@@ -495,4 +514,86 @@ def test_numbers_are_told_though_the_record_cannot_be_written(arrays, tmp_path, 
     assert main(["evaluate", str(arrays[0]), *words, "--out", str(arrays[0] / "record.json")]) == 1
     out, errors = capsys.readouterr()
     assert json.loads(out)["measurements"]["fid"]["value"] > 0
-    assert "cannot write the record" in errors.strip().splitlines()[-1]
+    assert "cannot write it" in errors.strip().splitlines()[-1]
+
+
+# A run and the command; order
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("quickstart")
+    shorter = ["--tokenizer-training.steps", "20", "--prior-training.steps", "10"]
+    assert main(["run", "quickstart", "--tiny", "--only", "vcq", "--out", str(root), "--device", "cpu", *shorter]) == 0
+    return root
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["unguided", "guided"])
+def test_a_run_measures_its_samples_as_the_command_does(tiny_run, capsys, kind: str) -> None:
+    capsys.readouterr()
+    networks = tiny_run / "networks"
+    words = ["--reference", str(networks / "reference.npz"), "--network", f"domain:{networks / 'judge.safetensors'}"]
+    samples = tiny_run / "vcq" / "samples" / f"{kind}.npz"
+    assert main(["evaluate", str(samples), *words, "--json", "--device", "cpu"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    stored = json.loads((tiny_run / "vcq" / "results.json").read_text())["generation"][kind]
+    assert record["measurements"].keys() == stored["measurements"].keys() == {"fid", "is", "precision", "recall", "kid"}
+    assert record["skipped"] == stored["skipped"]
+    for metric, measured in record["measurements"].items():
+        ours = stored["measurements"][metric]
+        for key in ("name", "value", "unit", "notes", "better", "meaning"):
+            assert measured[key] == ours[key], (metric, key)
+        for key in ("network", "network_hash", "reference", "reference_hash", "reference_images", "images"):
+            assert measured["protocol"][key] == ours["protocol"][key], (metric, key)
+
+
+GREY = """
+import torch
+from overture.evaluation.networks import FeatureNetwork, Outputs
+
+
+class Grey(FeatureNetwork):
+    name, dims, weights_hash, preparation, offers = "grey", 4, "2" * 64, "none", frozenset({"logits"})
+
+    def __init__(self, argument, device):
+        pass
+
+    def outputs(self, images):
+        x = images.flatten(1).float()
+        levels = torch.arange(10) * 20.0 + 30
+        return Outputs(x[:, :4] / 255, logits=-(x.mean(dim=1, keepdim=True) - levels).square())
+"""
+
+
+@pytest.fixture(scope="module")
+def two_orders(tmp_path_factory) -> tuple[Path, Path, str]:
+    """10,000 images of ten grey levels, sorted by level, and the same ones shuffled; a network that tells the levels."""
+    folder, rng = tmp_path_factory.mktemp("orders"), np.random.default_rng(0)
+    levels = np.arange(10).repeat(1000)[:, None, None] * 20 + 30
+    images = (levels + rng.integers(-9, 10, (10_000, 8, 8))).astype(np.uint8)
+    np.savez(folder / "sorted.npz", arr_0=images)
+    np.savez(folder / "shuffled.npz", arr_0=rng.permutation(images))
+    (folder / "grey_judge.py").write_text(GREY)
+    return folder / "sorted.npz", folder / "shuffled.npz", f"{folder / 'grey_judge.py'}:Grey"
+
+
+@pytest.mark.parametrize("images", [10_000, 2_000])
+def test_sorted_images_score_as_the_same_in_another_order(two_orders, capsys, images: int) -> None:
+    """Splits of the Inception Score and parts of a set are drawn: cut off, they would hold a half of the classes or two."""
+    *orders, network = two_orders
+    words = ["--network", network, "--reference", str(orders[1]), "--images", str(images), "--metrics", "is,fid"]
+    scores, distances, hashes = [], [], []
+    for path in orders:
+        capsys.readouterr()
+        assert main(["evaluate", str(path), *words, "--json", "--device", "cpu"]) == 0
+        measured = json.loads(capsys.readouterr().out)["measurements"]
+        scores.append(measured["is"]["value"])
+        distances.append(measured["fid"]["value"])
+        hashes.append(measured["is"]["protocol"]["checkpoint"])
+        assert {m["protocol"]["images"] for m in measured.values()} == {images}
+    assert scores == pytest.approx([10, 10], rel=0.01)
+    assert scores[0] == pytest.approx(scores[1], rel=0.01)
+    assert (hashes[0] == hashes[1]) == (images == 10_000)  # the same images, or others of the same set
+    variance = 4 * np.var(np.arange(10) * 20 / 255)  # of the four features; two levels alone are farther away than that
+    assert max(distances) < (1e-9 if images == 10_000 else 1e-2 * variance)

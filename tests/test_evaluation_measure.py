@@ -1,9 +1,10 @@
-"""Measurements end to end: names, protocols, references, and processes."""
+"""Measurements end to end: names, conditions, references, and processes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -13,20 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overture.errors import OvertureError
-from overture.evaluation.frechet import GaussianStatistics, frechet_distance
-from overture.evaluation.measure import (
-    feature_statistics,
-    generation_distance,
-    make_reference,
-    reconstruction_report,
-    take,
-)
-from overture.evaluation.networks import load_network
-from overture.evaluation.processes import alone
-from overture.evaluation.protocol import Measurement, Protocol, differences
-from overture.evaluation.reconstruction import psnr
-from overture.evaluation.reference import ImageSetHash, Reference
+from overture.evaluation.conditions import Conditions, Measurement, differences
+from overture.evaluation.evaluation import frechet_measurement
+from overture.evaluation.gaussian import GaussianStatistics
+from overture.evaluation.image_hash import ImageSetHash
+from overture.evaluation.image_quality import psnr
+from overture.evaluation.metrics.frechet_distance import frechet_distance
+from overture.evaluation.networks import FeatureNetwork, RandomNetwork, load_network
+from overture.evaluation.reconstruction import measure_reconstruction
+from overture.evaluation.statistics import ImageStatistics, measure_batches, open_reference, read_statistics
 from overture.layout import Layout
+from overture.processes import Processes
 
 NETWORK = load_network("random:6")
 FLOAT32 = 1e-5  # features are float32, and their last digits depend on the batch size
@@ -55,51 +53,84 @@ class MeanTokenizer:
         return levels.view(-1, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3) * 1.01
 
 
-def test_generation_distance_is_the_distance_of_the_features() -> None:
+def distance(
+    batches: Iterable[torch.Tensor],
+    reference: ImageStatistics,
+    conditions: Conditions = Conditions(),
+    network: FeatureNetwork = NETWORK,
+) -> Measurement:
+    """The Fréchet distance of generated images."""
+    side = measure_batches("samples", network, batches)
+    return frechet_measurement(f"g{network.label}", side, reference, network, conditions)
+
+
+def test_frechet_measurement_is_the_distance_of_the_features() -> None:
     real, fake = images(60), images(40, seed=1)
-    reference = make_reference("toy", NETWORK, real.split(7))
-    measured = generation_distance(NETWORK, fake.split(9), reference, Protocol(guidance="none", seed=3))
+    reference = measure_batches("toy", NETWORK, real.split(7))
+    measured = distance(fake.split(9), reference, Conditions(guidance="none", seed=3))
     a, b = GaussianStatistics(6), GaussianStatistics(6)
     a.update(NETWORK(fake))
     b.update(NETWORK(real))
     assert measured.name == "gFD(random:6)"
     assert measured.value == pytest.approx(frechet_distance(a.result(), b.result()).distance, rel=FLOAT32)
-    protocol = measured.protocol
-    assert (protocol.images, protocol.reference_images, protocol.reference) == (40, 60, "toy")
-    assert (protocol.network, protocol.network_hash) == ("random:6", NETWORK.weights_hash)
-    assert (protocol.guidance, protocol.seed, protocol.reference_hash) == ("none", 3, reference.hash)
-    assert measured.notes == ()
-    json.dumps(measured.to_dict(), allow_nan=False)
+    conditions = measured.conditions
+    assert (conditions.images, conditions.reference_images, conditions.reference) == (40, 60, "toy")
+    assert (conditions.network, conditions.network_hash) == ("random:6", NETWORK.weights_hash)
+    assert (conditions.guidance, conditions.seed, conditions.reference_hash) == ("none", 3, reference.hash)
+    assert (measured.better, conditions.image_size) == ("lower", 16)
+    (note,) = measured.notes
+    assert note.startswith("40 images; the ADM protocol takes 50,000")
+    values = measured.to_dict()
+    assert Measurement.from_dict(json.loads(json.dumps(values, allow_nan=False))) == measured
 
 
 def test_singular_covariances_are_told() -> None:
-    reference = make_reference("toy", NETWORK, [images(60)])
-    measured = generation_distance(NETWORK, [images(4)], reference)
-    assert measured.notes == ("the covariance of the images is singular: rank 3 of 6",)
+    reference = measure_batches("toy", NETWORK, [images(60)])
+    measured = distance([images(4)], reference)
+    assert "the covariance of the samples is singular: rank 3 of 6" in measured.notes
+    assert not any("covariance of the reference" in note for note in measured.notes)
 
 
 def test_references_keep_what_they_are(tmp_path) -> None:
-    reference = dataclasses.replace(make_reference("toy", NETWORK, [images(30)]), size=(16, 24))
+    reference = measure_batches("toy", NETWORK, [images(30)])
+    for side in (reference, dataclasses.replace(reference, size=(16, 24))):
+        side.save(tmp_path / "toy.npz")
+        loaded = read_statistics(tmp_path / "toy.npz")
+        for name in ("name", "hash", "images", "network", "network_hash", "size"):
+            assert getattr(loaded, name) == getattr(side, name)
     reference.save(tmp_path / "toy.npz")
-    loaded = Reference.load(tmp_path / "toy.npz")
-    for name in ("name", "hash", "network", "network_hash", "size"):
-        assert getattr(loaded, name) == getattr(reference, name)
-    a, b = (generation_distance(NETWORK, [images(20, seed=1)], r) for r in (reference, loaded))
+    loaded = read_statistics(tmp_path / "toy.npz", NETWORK)
+    a, b = (distance([images(20, seed=1)], side) for side in (reference, loaded))
     assert a == b
-    with pytest.raises(OvertureError, match="other weights than random:5"):
-        generation_distance(load_network("random:5"), [images(20)], loaded)
+
+
+def test_statistics_of_another_network_are_refused(tmp_path) -> None:
+    reference = measure_batches("toy", NETWORK, [images(30)])
+    reference.save(tmp_path / "toy.npz")
+    for other in (load_network("random:5"), RandomNetwork(6, seed=1)):
+        with pytest.raises(OvertureError, match=rf"toy\.npz: .*other weights than {other.name}"):
+            open_reference(str(tmp_path / "toy.npz"), other)
+        with pytest.raises(OvertureError, match=f"toy: these statistics were made with random:6 .*{other.name}"):
+            reference.check_network(other)
+
+
+@pytest.mark.parametrize("other", [load_network("random:5"), RandomNetwork(6, seed=1)], ids=["dims", "weights alone"])
+def test_no_distance_to_statistics_of_another_network(other: FeatureNetwork) -> None:
+    reference = measure_batches("toy", NETWORK, [images(30)])
+    with pytest.raises(OvertureError, match=f"toy: .*other weights than {other.name}"):
+        distance([images(20)], reference, network=other)
 
 
 def test_plain_references_are_used_with_a_note(tmp_path) -> None:
     path = tmp_path / "plain.npz"
     np.savez(path, mu=np.zeros(6), sigma=np.eye(6))
-    measured = generation_distance(NETWORK, [images(20)], Reference.load(path))
-    assert measured.notes == ("the reference does not say which network made it",)
-    assert measured.protocol.reference == "plain.npz"
-    assert measured.protocol.reference_images is None
+    measured = distance([images(20)], read_statistics(path, NETWORK))
+    assert "the statistics of the reference do not say which network made them" in measured.notes
+    assert measured.conditions.reference == "plain.npz"
+    assert measured.conditions.reference_images is None
     np.savez(path, mu=np.zeros(7), sigma=np.eye(7))
-    with pytest.raises(OvertureError, match=r"'plain\.npz': 7 features, random:6 has 6"):
-        generation_distance(NETWORK, [images(20)], Reference.load(path))
+    with pytest.raises(OvertureError, match=r"plain\.npz: 7 features, random:6 has 6"):
+        read_statistics(path, NETWORK)
 
 
 @settings(max_examples=20, deadline=None)
@@ -115,50 +146,51 @@ def test_image_set_hash_ignores_order_and_batches(order: list[int], sizes: int) 
     assert a.hexdigest() != b.hexdigest()
 
 
-def test_take_gives_exactly_what_was_asked_for() -> None:
-    batch = images(10)
-    assert torch.equal(torch.cat(list(take(batch.split(4), 7))), batch[:7])
-    assert torch.equal(torch.cat(list(take(batch.split(5), 10))), batch)
-    with pytest.raises(OvertureError, match="asked for 11 images but the source has 10"):
-        list(take(batch.split(4), 11))
-    endless = iter(lambda: batch, None)
-    assert sum(map(len, take(endless, 20))) == 20
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_for_a_covariance(count: int) -> None:
+    with pytest.raises(OvertureError, match=f"samples: {count} images give no statistics"):
+        measure_batches("samples", NETWORK, [images(1)][:count])
 
 
-def test_too_few_images_for_a_covariance() -> None:
-    reference = make_reference("toy", NETWORK, [images(30)])
-    with pytest.raises(OvertureError, match="0 samples"):
-        generation_distance(NETWORK, [], reference)
+def test_as_many_images_come_as_were_announced() -> None:
+    with pytest.raises(OvertureError, match="samples: gave 8 of 9 images"):
+        measure_batches("samples", NETWORK, images(8).split(3), total=9)
 
 
-def test_reconstruction_report() -> None:
+def test_measure_reconstruction() -> None:
     batch = images(30)
-    report = reconstruction_report(MeanTokenizer(), batch.split(8), NETWORK)
+    report = measure_reconstruction(MeanTokenizer(), batch.split(8), NETWORK, shown=11)
     tokenizer = MeanTokenizer()
-    decoded = tokenizer.decode(tokenizer.encode(batch / 127.5 - 1))
+    ids = tokenizer.encode(batch / 127.5 - 1)
+    decoded = tokenizer.decode(ids)
     recon = (127.5 * decoded + 128).clamp(0, 255).to(torch.uint8)
     assert report.quality.psnr == pytest.approx(float(psnr(batch, recon).mean()), rel=1e-9)
-    reference = make_reference("x", NETWORK, [batch])
-    expected = generation_distance(NETWORK, [recon], reference)
-    assert report.distance.value == pytest.approx(expected.value, rel=FLOAT32)
+    assert report.l1 == pytest.approx(float((decoded - (batch / 127.5 - 1)).abs().mean()), rel=1e-5)
+    reference = measure_batches("x", NETWORK, [batch])
+    assert report.distance is not None
+    assert report.distance.value == pytest.approx(distance([recon], reference).value, rel=FLOAT32)
     assert report.distance.name == "rFD(random:6)"
-    assert report.distance.protocol.reference_hash == reference.hash
+    assert report.distance.conditions.reference_hash == reference.hash
     assert report.usage.images == 30
+    assert torch.equal(report.ids_NT, ids)
+    assert torch.equal(report.shown, torch.stack([batch[:11], recon[:11]]))
+    assert report.lpips is None
     json.dumps(report.to_dict(), allow_nan=False)
-    given = reconstruction_report(tokenizer, [batch], NETWORK, make_reference("other", NETWORK, [images(50, seed=2)]))
-    assert given.distance.protocol.reference == "other"
-    assert given.distance.value != report.distance.value
+    plain = measure_reconstruction(tokenizer, [batch])
+    assert plain.distance is None
+    assert "distance" not in plain.to_dict()
 
 
 def test_reconstructions_of_another_size_are_refused() -> None:
     with pytest.raises(OvertureError, match="give images of the tokenizer's size"):
-        reconstruction_report(MeanTokenizer(), [images(4, size=20)], NETWORK)
+        measure_reconstruction(MeanTokenizer(), [images(4, size=20)], NETWORK)
 
 
-def _report(rank: int, file: str, world: int, queue: mp.SimpleQueue) -> None:
+def _report(rank: int, meeting: str, size: int, queue: mp.SimpleQueue) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    report = reconstruction_report(MeanTokenizer(), images(30)[rank::world].split(4), NETWORK)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    mine = images(30)[rank::size]
+    report = measure_reconstruction(MeanTokenizer(), mine.split(4), NETWORK, processes=Processes(rank, size))
     queue.put(json.dumps(report.to_dict()))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -166,54 +198,54 @@ def _report(rank: int, file: str, world: int, queue: mp.SimpleQueue) -> None:
 
 def test_processes_together_report_what_one_reports(tmp_path) -> None:
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_report, args=(str(tmp_path / "rendezvous"), 2, queue), nprocs=2)
-    alone = reconstruction_report(MeanTokenizer(), [images(30)], NETWORK).to_dict()
+    mp.spawn(_report, args=(str(tmp_path / "meeting"), 2, queue), nprocs=2)
+    alone = measure_reconstruction(MeanTokenizer(), [images(30)], NETWORK).to_dict()
     for _ in range(2):
         shared = json.loads(queue.get())
         assert shared["usage"] == alone["usage"]
         assert shared["distance"]["protocol"] == alone["distance"]["protocol"]
         assert shared["distance"]["value"] == pytest.approx(alone["distance"]["value"], rel=FLOAT32)
         assert shared["quality"] == pytest.approx(alone["quality"], rel=1e-10)
+        assert shared["l1"] == pytest.approx(alone["l1"], rel=FLOAT32)
 
 
-def _one_measures(rank: int, file: str, world: int, queue: mp.SimpleQueue) -> None:
+def _one_measures(rank: int, meeting: str, size: int, queue: mp.SimpleQueue) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     if rank == 0:
-        with alone():
-            queue.put(feature_statistics(NETWORK, [images(8)]).count)
+        queue.put(measure_batches("some", NETWORK, [images(8)]).images)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def test_one_process_can_measure_while_the_others_wait(tmp_path) -> None:
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_one_measures, args=(str(tmp_path / "rendezvous"), 2, queue), nprocs=2)
+    mp.spawn(_one_measures, args=(str(tmp_path / "meeting"), 2, queue), nprocs=2)
     assert queue.get() == 8
 
 
 def test_statistics_do_not_depend_on_the_batch_size() -> None:
     batch = images(40)
-    a, b = (feature_statistics(NETWORK, batch.split(size)).result() for size in (1, 40))
+    a, b = (measure_batches("some", NETWORK, batch.split(size)).gaussian for size in (1, 40))
     # Features are float32: this is their rounding, not that of the statistics.
     torch.testing.assert_close(a.covariance, b.covariance, rtol=1e-5, atol=1e-7)
 
 
-def test_protocols_that_differ_say_where() -> None:
-    a = Protocol(network="domain", images=100, seed=0, checkpoint="aa", guidance="none")
+def test_conditions_that_differ_say_where() -> None:
+    a = Conditions(network="domain", images=100, seed=0, checkpoint="aa", guidance="none")
     assert differences(a, dataclasses.replace(a, seed=1, checkpoint="bb")) == []
     assert differences(a, dataclasses.replace(a, images=99, guidance="constant 2")) == ["images", "guidance"]
 
 
-def test_every_protocol_field_counts_unless_it_names_the_subject() -> None:
-    for field in dataclasses.fields(Protocol):
-        changed = dataclasses.replace(Protocol(), **{field.name: "x"})
+def test_every_condition_counts_unless_it_names_the_subject() -> None:
+    for field in dataclasses.fields(Conditions):
+        changed = dataclasses.replace(Conditions(), **{field.name: "x"})
         expected = [] if field.name in ("seed", "checkpoint") else [field.name]
-        assert differences(Protocol(), changed) == expected
+        assert differences(Conditions(), changed) == expected
 
 
 def test_a_value_that_json_cannot_hold_is_null_with_a_note() -> None:
-    values = Measurement("PSNR", float("inf"), "dB", Protocol()).to_dict()
+    values = Measurement("PSNR", float("inf"), "dB", Conditions()).to_dict()
     assert (values["value"], values["notes"]) == (None, ["the value is inf"])
 
 
@@ -221,21 +253,7 @@ def test_a_reference_of_impossible_size_is_refused(tmp_path) -> None:
     path = tmp_path / "toy.npz"
     np.savez(path, mu=np.zeros(6), sigma=np.eye(6), size=np.str_("large"))
     with pytest.raises(OvertureError, match=r"toy\.npz: the size of its images is 'large', needs HEIGHTxWIDTH"):
-        Reference.load(path)
-
-
-def test_a_reference_of_another_network_is_refused_before_the_work() -> None:
-    def never():
-        raise AssertionError("an image was asked for")
-        yield
-
-    reference = make_reference("toy", load_network("random:5"), [images(30)])
-    for measure in (
-        lambda: generation_distance(NETWORK, never(), reference),
-        lambda: reconstruction_report(MeanTokenizer(), never(), NETWORK, reference),
-    ):
-        with pytest.raises(OvertureError, match="'toy': these statistics were made with random:5"):
-            measure()
+        read_statistics(path)
 
 
 def test_a_grey_image_has_one_hash_in_grey_and_in_colour() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from overture.errors import OvertureError
-from overture.evaluation.reconstruction import ReconstructionMeter, psnr, ssim
+from overture.evaluation.image_quality import ReconstructionMeter, psnr, ssim
 
 
 def pair(count: int, channels: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

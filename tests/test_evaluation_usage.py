@@ -11,10 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overture.errors import OvertureError
-from overture.evaluation.usage import UsageMeter, codebook_usage
+from overture.evaluation.usage import CodebookUsage, UsageMeter
 from overture.layout import Layout, Segment
 
 LAYOUT = Layout((Segment("prologue", (2, 4), separator=True), Segment("visual", (8, 4, 8))))
+
+
+def codebook_usage(ids: np.ndarray, layout: Layout) -> CodebookUsage:
+    meter = UsageMeter(layout)
+    meter.update(ids)
+    return meter.result()
 
 
 def test_a_case_by_hand() -> None:

@@ -10,9 +10,11 @@ from golden_names import GOLDEN, imported
 from overture.interop.release_config import read_config
 from overture.nn.transformer import TransformerConfig
 from overture.pipeline import Pipeline, load_prior, load_tokenizer
-from overture.priors import Guidance, PriorConfig
+from overture.priors import Guidance, PriorConfig, Sampling
+from overture.priors.sampler import generate
 from overture.quantizers import SoftConfig, VectorConfig
-from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
+from overture.schedules import CodebookConfig
+from overture.tokenizers import SegmentConfig, TokenizerConfig
 
 TRANSFORMER = TransformerConfig(dim=32, depth=2, heads=2, ratio=8 / 3, condition_dim=16)
 VISUAL = SegmentConfig("visual", codebook=CodebookConfig(k_max=64), quantizer=VectorConfig(z_dim=6))
@@ -71,7 +73,8 @@ def test_token_ids(case: Case) -> None:
 
 
 def test_codes_and_quantizer_loss(case: Case) -> None:
-    out = case.tokenizer(case.images)
+    out = case.tokenizer.encode_for_training(case.images)
+    assert torch.equal(out.ids, case.ids)
     for name, quantized in out.quantized.items():
         assert close(quantized.codes, case.expected[f"{name}_quant"])
     assert close(out.quantized["visual"].loss[None], case.expected["quant_loss_visual"][None])
@@ -82,7 +85,8 @@ def test_codes_and_quantizer_loss(case: Case) -> None:
 
 def test_reconstruction(case: Case) -> None:
     expected = case.expected["reconstruction_NCHW"]
-    assert close(case.tokenizer(case.images).reconstruction, expected)
+    tokenizer = case.tokenizer
+    assert close(tokenizer.reconstruct(tokenizer.encode_for_training(case.images)), expected)
     assert close(case.tokenizer.decode(case.ids), expected)
 
 
@@ -104,11 +108,11 @@ def test_prior_logits(case: Case) -> None:
 
 @pytest.mark.parametrize("name", GUIDANCE)
 def test_greedy_samples(case: Case, name: str) -> None:
-    sequence = case.prior.generate(case.classes, guidance=GUIDANCE[name], top_k=1)
+    sequence = generate(case.prior, case.classes, Sampling(GUIDANCE[name], top_k=1))
     assert torch.equal(sequence, torch.tensor(case.expected[name]))
 
 
 def test_greedy_samples_under_split_guidance() -> None:
     case = Case("prologue")
-    sequence = case.prior.generate(case.classes, guidance=SPLIT, top_k=1)
+    sequence = generate(case.prior, case.classes, Sampling(SPLIT, top_k=1))
     assert torch.equal(sequence, torch.tensor(case.expected["greedy_split_pro0p7const_vis3p75cosine_p0p2"]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -101,6 +103,29 @@ def test_slices_cover_the_local_positions(layout: Layout) -> None:
 @given(layouts())
 def test_round_trip_through_json(layout: Layout) -> None:
     assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+def test_a_layout_that_was_first_used_for_inference_serves_training_too() -> None:
+    layout = Layout(PROLOGUE.segments)
+    ids = torch.from_numpy(random_ids(layout, (2,)))
+    with torch.inference_mode():
+        sequence = layout.to_sequence(ids)
+        layout.from_sequence(sequence)
+    again = layout.to_sequence(ids)
+    assert torch.equal(again, sequence)
+    weight = torch.ones(layout.vocabulary_size, 3, requires_grad=True)
+    torch.nn.functional.embedding(again, weight).sum().backward()
+    torch.nn.functional.embedding(layout.from_sequence(again), weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_use_leaves_a_layout_as_it_was() -> None:
+    layout = Layout(PROLOGUE.segments)
+    layout.to_sequence(torch.from_numpy(random_ids(layout, (2,))))
+    fresh = Layout(PROLOGUE.segments)
+    assert (layout, hash(layout), repr(layout)) == (fresh, hash(fresh), repr(fresh))
+    assert pickle.loads(pickle.dumps(layout)) == layout
+    assert copy.deepcopy(layout) == layout
 
 
 @given(layouts(), st.data())

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
-from overture.losses import Adversarial, AdversarialConfig, GlobalBatchNorm2d, PatchDiscriminator
-from overture.losses.global_batch_norm import all_sum
+from overture.losses.adversarial import Adversarial, AdversarialConfig, PatchDiscriminator
+from overture.nn.global_batch_norm import GlobalBatchNorm2d
+from overture.processes import Processes
 
 SMALL = AdversarialConfig(channels=4, layers=2, lecam=0.5, lecam_decay=0.9, r1=3.0, r1_every=2)
 
 
-def small(config: AdversarialConfig = SMALL, channels: int = 3) -> Adversarial:
+def small(config: AdversarialConfig = SMALL, channels: int = 3, processes: Processes = Processes()) -> Adversarial:
     torch.manual_seed(0)
-    adversarial = config.build(channels)
+    adversarial = config.build(channels, processes=processes)
     for parameter in adversarial.parameters():  # larger than at the start of training, so that every term matters
         nn.init.normal_(parameter, 0.1, 0.3)
     return adversarial
@@ -188,7 +189,7 @@ def test_generator_step_leaves_the_discriminator_alone() -> None:
 def test_discriminator_step_leaves_the_images_alone() -> None:
     adversarial = small()
     real, fake = images(2, 1).requires_grad_(), images(2, 2).requires_grad_()
-    adversarial(real, fake, 0)["total"].backward()
+    adversarial.discriminator_step_loss(real, fake, 0)["total"].backward()
     assert real.grad is None
     assert fake.grad is None
     assert all(parameter.grad is not None for parameter in adversarial.parameters())
@@ -218,58 +219,44 @@ def test_start() -> None:
 # -- several processes --------------------------------------------------------------------------------------------------
 
 
-def game(share: slice) -> dict[str, Tensor]:
+def game(share: slice, processes: Processes) -> dict[str, Tensor]:
     """Two discriminator steps and a generator step on a share of the batch: mean gradients over all processes."""
-    adversarial = small()
+    adversarial = small(processes=processes)
     results = {}
     for step in range(2):
         real, fake = images(4, step)[share], images(4, 10 + step)[share]
         adversarial.zero_grad()
-        terms = adversarial(real, fake, step)
+        terms = adversarial.discriminator_step_loss(real, fake, step)
         terms["total"].backward()
         for name, parameter in adversarial.named_parameters():
             assert parameter.grad is not None
-            results[f"{step} {name}"] = mean_over_processes(parameter.grad)
+            results[f"{step} {name}"] = processes.mean(parameter.grad)
         for name, value in terms.items():
-            results[f"{step} {name}"] = mean_over_processes(value.detach())
+            results[f"{step} {name}"] = processes.mean(value.detach())
     fake = images(4, 20)[share].requires_grad_()
     adversarial.generator_loss(fake).backward()
     assert fake.grad is not None
-    results["generator"] = gather(fake.grad) / world()
+    results["generator"] = processes.gather(fake.grad) / processes.size
     return {**results, **{f"state {name}": tensor for name, tensor in adversarial.state_dict().items()}}
 
 
-def uneven_norm(share: slice) -> dict[str, Tensor]:
+def uneven_norm(share: slice, processes: Processes) -> dict[str, Tensor]:
     """A norm far from zero mean, whose processes hold different numbers of samples."""
-    norm = GlobalBatchNorm2d(3)
+    norm = GlobalBatchNorm2d(3, processes)
     x = (images(5, 3) + 10)[share].requires_grad_()
     y = norm(x)
     (y.square().sum() + y[:, 0].sum()).backward()
     assert norm.weight.grad is not None
-    return {"y sums": all_sum(y.detach().sum(dim=0)), "weight": all_sum(norm.weight.grad), **norm.state_dict()}
-
-
-def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def mean_over_processes(x: Tensor) -> Tensor:
-    return all_sum(x) / world()
-
-
-def gather(x: Tensor) -> Tensor:
-    if world() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(world())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
+    sums = {"y sums": y.detach().sum(dim=0), "weight": norm.weight.grad}
+    return {**{name: processes.sum(value) for name, value in sums.items()}, **norm.state_dict()}
 
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = game(slice(0, 2) if rank == 0 else slice(2, 4))
-    norm = uneven_norm(slice(0, 4) if rank == 0 else slice(4, 5))
+    processes = Processes(rank, 2)
+    results = game(slice(0, 2) if rank == 0 else slice(2, 4), processes)
+    norm = uneven_norm(slice(0, 4) if rank == 0 else slice(4, 5), processes)
     if rank == 0:
         torch.save({"game": results, "norm": norm}, f"{folder}/results.pt")
     dist.destroy_process_group()
@@ -278,7 +265,7 @@ def process(rank: int, folder: str) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for name, reference in (("game", game(slice(None))), ("norm", uneven_norm(slice(None)))):
+    for name, reference in (("game", game(slice(None), Processes())), ("norm", uneven_norm(slice(None), Processes()))):
         assert results[name].keys() == reference.keys()
         for key, expected in reference.items():
             difference = (results[name][key] - expected).abs().max() / expected.abs().max().clamp_min(1.0)

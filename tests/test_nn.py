@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from overture.errors import UsageError
-from overture.nn.attention import Attention, KVCache
+from overture.nn.attention import Attention
+from overture.nn.kv_cache import KVCache
 from overture.nn.norm import ConditionalScale, RMSNorm, rms_normalize
+from overture.nn.packed import PackedHead
 from overture.nn.rope import Rotary, concatenate, grid_positions, index_positions, rotary
 from overture.nn.transformer import OutputHead, Transformer, TransformerConfig
 
@@ -95,7 +97,7 @@ def test_positions() -> None:
         [rotary(grid_positions(2, 2, AXES), (4, 4, 8), 20.0), rotary(index_positions(3, AXES), (4, 4, 8), 9.0)]
     )
     assert both.cos.shape == both.sin.shape == (7, 8)
-    assert torch.equal(both[4:].cos, rotary(index_positions(3, AXES), (4, 4, 8), 9.0).cos)
+    assert torch.equal(both.cos[4:], rotary(index_positions(3, AXES), (4, 4, 8), 9.0).cos)
 
 
 @pytest.mark.parametrize("axes", [(4, 4), (3, 5, 8), (-2, 10, 8)])
@@ -214,13 +216,14 @@ def test_output_head_start() -> None:
     assert 0.015 < OutputHead(config, 100, bias=True).projection.weight.std() < 0.025
 
 
-def test_output_head_slices_and_stays_float32() -> None:
+def test_output_head_stays_float32_and_its_packed_form_slices() -> None:
     torch.manual_seed(0)
     config = TransformerConfig(dim=8, depth=1, heads=2, condition_dim=4)
     head, condition, x = OutputHead(config, 12, bias=True), torch.randn(4), torch.randn(2, 3, 8)
     nn.init.normal_(head.projection.bias)
     whole = head(x, condition)
-    assert torch.allclose(head(x, condition, slice(3, 7)), whole[..., 3:7], atol=1e-6)
+    assert torch.equal(head.project(head.normalize(x, condition)), whole)
+    assert torch.allclose(PackedHead(head, condition)(x[:, 0], slice(3, 7)), whole[:, 0, 3:7], atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head(x, condition), whole)
 

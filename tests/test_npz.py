@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overture.data.npz import array_entries, read_array
+from overture.data.npz import array_entries, read_array, write_arrays
 from overture.errors import OvertureError
 
 ARRAYS = {
@@ -87,6 +87,30 @@ def test_bad_files_are_one_line(files, tmp_path) -> None:
     np.savez(objects, arr_0=np.array([{"a": 1}], dtype=object))
     with pytest.raises(OvertureError, match="never read"):
         array_entries(objects)["arr_0"].check()
+
+
+def test_what_is_written_is_numpys_and_the_same_every_time(tmp_path) -> None:
+    for name in ("one", "two"):
+        write_arrays(tmp_path / "deep" / f"{name}.npz", ARRAYS)
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["one.npz", "two.npz"]
+    assert (tmp_path / "deep" / "one.npz").read_bytes() == (tmp_path / "deep" / "two.npz").read_bytes()
+    with np.load(tmp_path / "deep" / "one.npz") as file:
+        assert list(file) == list(ARRAYS)
+        for name, array in ARRAYS.items():
+            np.testing.assert_array_equal(file[name], array)
+            assert file[name].dtype == array.dtype
+    entries = array_entries(tmp_path / "deep" / "one.npz")
+    np.testing.assert_array_equal(np.concatenate(list(entries["arr_0"].rows(3, 20, 4))), ARRAYS["arr_0"][3:20])
+
+
+def test_arrays_that_cannot_be_written_leave_what_was_there(tmp_path) -> None:
+    path = tmp_path / "a.npz"
+    write_arrays(path, ARRAYS)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"[Oo]bject arrays"):  # nothing is pickled
+        write_arrays(path, {"good": np.zeros(3), "bad": np.array([{}], dtype=object)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -12,19 +12,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from overture.cli import main
-from overture.data.tokens import TokenHeader
+from overture.data.token_files import TokenHeader
 from overture.errors import UsageError
 from overture.layout import Layout, Segment
 from overture.losses.perceptual import NoPerceptual
+from overture.plan.run_plan import Images, count_images, make_plan, sampling_flops
 from overture.priors import Guidance, PriorConfig
-from overture.recipes import RECIPES, load_recipe
+from overture.recipes import RECIPES, recipe_configs
 from overture.runs.config import RunConfig
-from overture.runs.plan import Images, count_images, make_plan, sampling_flops
 
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    config = load_recipe("prologue-b-b")()[0]
+    config = recipe_configs("prologue-b-b")[0]
     return make_plan(config, count_images(config), world_size=8)
 
 
@@ -48,11 +48,10 @@ def test_lengths_and_disk_of_the_base_recipe(base: dict[str, Any]) -> None:
 
 
 def tiny(name: str) -> RunConfig:
-    config = load_recipe(name)(tiny=True)[0]
-    return replace(config, tokenizer_training=replace(config.tokenizer_training, perceptual=NoPerceptual()))
+    return recipe_configs(name, tiny=True)[0].changed({"tokenizer_training.perceptual": NoPerceptual()})
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_every_tiny_recipe_has_a_plan(name: str) -> None:
     config = tiny(name)
     plan = make_plan(config, Images(1000, 10, 10, "given"))
@@ -100,13 +99,38 @@ def test_memory_by_hand() -> None:
     assert memory["activations"] > 32 * 4 * 16 * 64
 
 
+def test_activations_are_what_autograd_keeps_in_a_real_pass() -> None:
+    config = tiny("imagenet-2d").resolve(10)
+    layout = config.tokenizer.layout
+    prior = config.prior.build(layout)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in prior.parameters()}
+
+    def kept(batch: int) -> int:
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        sequence = layout.to_sequence(torch.zeros(batch, layout.length, dtype=torch.long))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = prior(sequence, torch.zeros(batch, dtype=torch.long))
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), sequence.flatten())
+        total = sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
+        del loss
+        return total
+
+    memory = make_plan(config, Images(1000, 10, 10, "given"))["memory_per_device"]["prior"]
+    assert memory["activations"] == pytest.approx(32 * (kept(3) - kept(2)), rel=0.01)
+
+
 def test_post_trains_only_its_own_path() -> None:
     plan = make_plan(tiny("prologue-post"), Images(1000, 0, 10, "given"))
     count, memory = plan["parameters"], plan["memory_per_device"]["tokenizer"]
     everything = count["encoder"] + count["post_encoder"] + count["decoder"]
     others = count["discriminator"] + count["joint_prior"]
     assert memory["weights"] == 4 * (everything + others)
-    quantizer = 32 * 14 + 14 + 256 * 14  # the prologue's projection from 32 channels and its codebook
+    quantizer = 32 * 14 + 14 + 1024 * 14  # the prologue's projection from 32 channels and its codebook
     assert memory["gradients"] == 4 * (count["post_encoder"] + quantizer + others)
 
 
@@ -139,9 +163,9 @@ def test_sampling_costs_one_pass_without_the_attention_to_what_comes_later() -> 
 
 
 def test_images_are_counted_known_or_asked_for() -> None:
-    config = load_recipe("quickstart")()[0]
+    config = recipe_configs("quickstart")[0]
     assert count_images(config) == Images(9000, 1000, 10, "counted")
-    assert count_images(load_recipe("cifar10")()[0]).train == 50_000
+    assert count_images(recipe_configs("cifar10")[0]).train == 50_000
     assert count_images(config, 7).train == 7
     missing = replace(config, data=replace(config.data, source="nowhere/photos.zip"))
     with pytest.raises(UsageError, match="--images"):
@@ -173,9 +197,9 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prologue-bb"], "unknown recipe 'prologue-bb' (did you mean 'prologue-b-b'?)"),
+        (["prologue-bb"], "unknown recipe 'prologue-bb' (did you mean 'prologue-b-b'?), or write module:name"),
         (["quickstart", "--only", "vqc"], "recipe quickstart has no run 'vqc' (did you mean 'vcq'?)"),
-        (["quickstart", "--prior.dept", "2"], "unknown option '--prior.dept' (did you mean 'prior.depth'?)"),
+        (["quickstart", "--prior.dept", "2"], "unknown option 'prior.dept' (did you mean 'prior.depth'?)"),
         (["quickstart", "--world-size", "0"], "plan: world size is 0, needs >= 1"),
     ],
 )

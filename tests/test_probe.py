@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
 
-from overture.analysis.probe import LinearHead, ProbeData, fit_linear, prefix_lengths, probe, wilson_interval
+from overture.analysis.probe import LinearHead, ProbeData, fit_linear, prefix_lengths, study, wilson_interval
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout, Segment
 
@@ -30,7 +32,8 @@ def one_hot(ids: torch.Tensor) -> torch.Tensor:
 
 def test_the_token_that_is_the_class_and_tokens_that_are_not() -> None:
     data = make_data()
-    results = {(r.segment, r.tokens, r.features): r for r in probe(data, codes=one_hot)}
+    found = study(data, codes=one_hot)
+    results = {(r.segment, r.tokens, r.features): r for r in found.results}
     assert {name for name, _, _ in results} == {"all", "prologue", "visual"}
     for kind in ("codes", "ids"):
         assert results["all", 1, kind].top1 == 1.0
@@ -40,6 +43,27 @@ def test_the_token_that_is_the_class_and_tokens_that_are_not() -> None:
         assert chance.interval[0] < chance.top1 < chance.interval[1]
     assert results["all", 1, "ids"].top5 is None  # four classes
     assert results["prologue", 1, "ids"].top1 == results["all", 1, "ids"].top1
+
+
+def test_what_a_study_tells() -> None:
+    data = make_data(100)
+    found = study(data, [1, 3, 5], codes=one_hot, kinds=("ids",))
+    assert [(r.segment, r.tokens) for r in found.results] == [
+        ("all", 1), ("all", 3), ("all", 5), ("prologue", 1), ("visual", 1), ("visual", 3)
+    ]  # fmt: skip
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (record["train_images"], record["test_images"], record["classes"]) == (100, 100, 4)
+    assert [entry["top1"] for entry in record["results"]] == [r.top1 for r in found.results]
+    assert all(entry["images"] == 100 for entry in record["results"])
+    table = found.describe()
+    assert len(table.splitlines()) == 3 + len(found.results)
+    assert "100.00%" in table  # the first token is the class
+    (entry,) = found.entries()
+    assert (entry.name, entry.data) == ("probe", found.to_dict())
+    (axes,) = entry.drawing.axes  # type: ignore[union-attr]
+    curves = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert curves["visual, one-hot ids"] == [100 * r.top1 for r in found.results if r.segment == "visual"]
+    assert study(data, [1], kinds=("ids",), segments=["visual"]).results == (found.results[4],)
 
 
 def test_the_fit_is_the_optimum_of_the_penalised_likelihood() -> None:
@@ -87,10 +111,10 @@ def test_prefix_lengths() -> None:
 def test_probes_that_cannot_be() -> None:
     data = make_data(30)
     with pytest.raises(UsageError, match="no segment 'epilogue'"):
-        probe(data, kinds=("ids",), segments=["epilogue"])
+        study(data, kinds=("ids",), segments=["epilogue"])
     with pytest.raises(UsageError, match="need the tokenizer"):
-        probe(data, kinds=("codes",))
+        study(data, kinds=("codes",))
     with pytest.raises(UsageError, match="6 tokens, the layout has 1 to 5"):
-        probe(data, [6], kinds=("ids",))
+        study(data, [6], kinds=("ids",))
     with pytest.raises(OvertureError, match="at least 20"):
         ProbeData(LAYOUT, data.train_ids[:5], data.train_labels[:5], data.test_ids, data.test_labels)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,19 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from overture.config import changed, from_dict, to_dict
 from overture.errors import UsageError
+from overture.nn.transformer import TransformerConfig
+from overture.processes import Processes
 from overture.quantizers import (
     FiniteScalarConfig,
     LookupFreeConfig,
+    Quantized,
     Quantizer,
     QuantizerConfig,
     SoftConfig,
     VectorConfig,
+    code_search,
 )
-from overture.quantizers import search as search_module
-from overture.quantizers.search import _SoftLookup, group_by_size, nearest_codes, soft_lookup
+from overture.quantizers.code_search import _SoftLookup, group_by_size, nearest_codes, soft_lookup
 from overture.quantizers.vector import VectorQuantizer
-from overture.schedules import Schedule
+from overture.schedules import CodebookConfig, Schedule
+from overture.tokenizers import SegmentConfig, TokenizerConfig
 
 CASES: dict[str, tuple[QuantizerConfig, tuple[int, ...]]] = {
     "vector": (VectorConfig(6), (16,) * 5),
@@ -42,7 +50,7 @@ def build(name: str, dim: int = 10) -> Quantizer:
     torch.manual_seed(0)
     config, sizes = CASES[name]
     quantizer = config.build(dim, sizes)
-    torch.nn.init.normal_(quantizer.projection.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(quantizer.projection.weight)
     return quantizer
 
 
@@ -125,7 +133,7 @@ def test_search_is_the_dense_argmax(sizes: list[int], batch: int, channels: int,
     z = torch.randint(-3, 4, (batch, len(sizes), channels), generator=generator).float()
     codes = torch.randint(-3, 4, (max(sizes), channels), generator=generator).float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "_CPU_SCORES", scores)
+        patch.setattr(code_search, "_CPU_SCORES", scores)
         found = nearest_codes(z, codes, sizes)
     expected = dense_scores(z, codes, tuple(sizes)).argmax(dim=-1)
     assert torch.equal(found, expected)
@@ -163,7 +171,7 @@ def test_no_table_is_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
                     largest = max(largest, tensor.numel())
             return out
 
-    monkeypatch.setattr(search_module, "_CPU_SCORES", 4096)
+    monkeypatch.setattr(code_search, "_CPU_SCORES", 4096)
     features = torch.randn(64, 16, 4, requires_grad=True)
     for config in (VectorConfig(4), SoftConfig(4)):
         largest = 0
@@ -234,7 +242,7 @@ def test_soft_backward_is_dense_autograd_in_double(sizes: list[int], temperature
     direction = torch.randn(3, len(sizes), 7, dtype=torch.double)
     ids = dense_scores(z, codes, tuple(sizes)).argmax(dim=-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "_CPU_SCORES", scores)
+        patch.setattr(code_search, "_CPU_SCORES", scores)
         out = _SoftLookup.apply(z, codes, rows, ids, tuple(sizes), temperature)
         ours = torch.autograd.grad((out * direction).sum(), leaves)
     expected = dense_soft(z, codes, rows, tuple(sizes), temperature)
@@ -256,15 +264,29 @@ def test_soft_lookup_with_codes_as_their_own_rows() -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
-def test_look_up_gives_rows_of_the_ids() -> None:
-    quantizer, rows = build("soft"), torch.randn(16, 3)
-    out, ids = quantizer.look_up(features := torch.randn(4, 5, 10), rows)  # type: ignore[operator]
+@pytest.mark.parametrize("name", ["soft", "soft vcq", "vector vcq", "lookup-free vcq", "finite-scalar vcq"])
+def test_embeddings_are_the_rows_of_the_ids(name: str) -> None:
+    """And only a soft quantizer hands their gradient on to the encoder."""
+    quantizer, features = build(name), torch.randn(4, 5, 10, requires_grad=True)
+    rows, ids = torch.randn(max(quantizer.sizes), 3), quantizer.encode(features)
+    out = quantizer.embed(features, ids, rows)
     assert torch.equal(out, rows[ids])
+    assert out.requires_grad == name.startswith("soft")
+    if out.requires_grad:
+        (ours,) = torch.autograd.grad(out.square().sum(), features)
+        z, codes = quantizer.project(features), quantizer.unit_codes()  # type: ignore[operator]
+        (theirs,) = torch.autograd.grad(dense_soft(z, codes, rows, quantizer.sizes, 0.1).square().sum(), features)
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_soft_lookup_needs_no_gradient_of_the_rows() -> None:
+    quantizer, rows, features = build("soft"), torch.randn(16, 3), torch.randn(4, 5, 10, requires_grad=True)
+    z, codes = quantizer.project(features), quantizer.unit_codes()  # type: ignore[operator]
+    out, ids = soft_lookup(z, codes, rows, quantizer.sizes, 0.1)
     assert torch.equal(ids, quantizer.encode(features))
-    rows.requires_grad_(False)
-    features.requires_grad_(True)
-    soft_lookup(quantizer.project(features), quantizer.unit_codes(), rows, quantizer.sizes, 0.1)[0].sum().backward()  # type: ignore[operator]
+    out.sum().backward()
     assert features.grad is not None
+    assert rows.grad is None
 
 
 # -- lookup-free and finite scalar --------------------------------------------------------------------------------------
@@ -328,6 +350,23 @@ def test_finite_scalar_reaches_every_level(levels: int) -> None:
     assert (ids.diff() >= 0).all()
 
 
+def test_two_levels_start_between_them() -> None:
+    """Fresh weights use all codes, and give the encoder a gradient of the size that three levels give."""
+
+    def start(levels: int) -> tuple[int, float]:
+        torch.manual_seed(0)
+        quantizer = FiniteScalarConfig(levels=(levels,) * 4).build(64, (levels**4,) * 5)
+        features = torch.randn(400, 5, 64, requires_grad=True)
+        out = quantizer(features)
+        out.codes.sum().backward()
+        assert features.grad is not None
+        return len(out.ids.unique()), features.grad.norm().item()
+
+    (codes, gradient), (_, ordinary) = start(2), start(3)
+    assert codes == 2**4
+    assert 0.25 * ordinary < gradient < 4 * ordinary
+
+
 @pytest.mark.parametrize(
     ("config", "sizes", "message"),
     [
@@ -362,14 +401,14 @@ def test_impossible_configs(make) -> None:  # type: ignore[no-untyped-def]
 REVIVAL_SIZES = (2, 8, 64)
 
 
-def revive(features: Tensor, steps: int) -> tuple[VectorQuantizer, list[int]]:
+def revive(features: Tensor, steps: int, processes: Processes = Processes()) -> tuple[VectorQuantizer, list[int]]:
     """A quantizer after some training steps without an optimiser; ``features`` are ``[steps, B, 3, 4]``."""
     torch.manual_seed(0)
     quantizer = VectorConfig(4, revive_after=2).build(4, REVIVAL_SIZES).train()
     moved = []
     for step in range(steps):
         quantizer(features[step])
-        moved.append(quantizer.maintain(seed=5, step=step))
+        moved.append(quantizer.maintain(5, step, processes))
     return quantizer, moved
 
 
@@ -402,11 +441,11 @@ def test_codes_in_use_stay() -> None:
 def test_no_revival_unless_asked_or_in_evaluation() -> None:
     quantizer = VectorConfig(4).build(4, REVIVAL_SIZES).train()
     quantizer(torch.randn(2, 3, 4))
-    assert quantizer.maintain(0, 0) == 0
+    assert quantizer.maintain(0, 0, Processes()) == 0
     assert "idle" not in quantizer.state_dict()
     quantizer = VectorConfig(4, revive_after=1).build(4, REVIVAL_SIZES).eval()
     quantizer(torch.randn(2, 3, 4))
-    assert quantizer.maintain(0, 0) == 0
+    assert quantizer.maintain(0, 0, Processes()) == 0
     assert "idle" in quantizer.state_dict()
 
 
@@ -416,7 +455,7 @@ def _revive_in_a_process(rank: int, features: Tensor, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
     share = features.shape[1] // 2
-    quantizer, moved = revive(features[:, rank * share : (rank + 1) * share], len(features))
+    quantizer, moved = revive(features[:, rank * share : (rank + 1) * share], len(features), Processes(rank, 2))
     state = {"codebook": quantizer.codebook.detach(), "idle": quantizer.idle, "moved": moved}
     torch.save(state, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
@@ -432,3 +471,90 @@ def test_two_processes_revive_as_one(tmp_path: Path) -> None:
         assert state["moved"] == moved
         assert torch.allclose(state["codebook"], alone.codebook, atol=1e-6)
         assert torch.equal(state["idle"], alone.idle)
+
+
+# -- a quantizer of somebody else ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RingConfig(QuantizerConfig):
+    """Codes are points on a circle, as many as the position has, id 0 at angle 0."""
+
+    radius: float = 1.0
+
+    def build(self, dim: int, sizes: Sequence[int]) -> Ring:
+        return Ring(self, dim, sizes)
+
+
+class Ring(Quantizer):
+    """Straight-through to the angle that is next."""
+
+    def __init__(self, config: RingConfig, dim: int, sizes: Sequence[int]) -> None:
+        super().__init__(dim, 2, sizes)
+        self.radius = config.radius
+        self.register_buffer("step_L", 2 * math.pi / torch.tensor(sizes), persistent=False)
+
+    def forward(self, features_BLD: Tensor) -> Quantized:
+        z_BLZ = self.project(features_BLD)
+        angle_BL = torch.atan2(z_BLZ[..., 1], z_BLZ[..., 0])
+        ids_BL = (angle_BL / self.step_L).round().long() % torch.tensor(self.sizes)  # type: ignore[operator]
+        codes_BLZ = self.codes(ids_BL)
+        return Quantized(ids_BL, z_BLZ + (codes_BLZ - z_BLZ).detach(), (z_BLZ - codes_BLZ).square().mean())
+
+    def codes(self, ids_BL: Tensor) -> Tensor:
+        angle_BL = ids_BL * self.step_L  # type: ignore[operator]
+        return self.radius * torch.stack([angle_BL.cos(), angle_BL.sin()], dim=-1)
+
+
+def ring_tokenizer() -> TokenizerConfig:
+    size = TransformerConfig(dim=16, depth=1, heads=1, condition_dim=8)
+    segment = SegmentConfig("visual", "queries", 5, CodebookConfig("linear", k_min=2, k_max=12), RingConfig(2.0))
+    return TokenizerConfig(8, 1, 4, 3, size, size, segments=(segment,))
+
+
+def test_a_quantizer_of_somebody_else_goes_through_json() -> None:
+    config = ring_tokenizer()
+    data = json.loads(json.dumps(to_dict(config)))
+    assert data["segments"][0]["quantizer"] == {"kind": f"{__name__}:RingConfig", "radius": 2.0}
+    assert from_dict(TokenizerConfig, data) == config
+    ours = replace(config, segments=(replace(config.segments[0], quantizer=VectorConfig()),))
+    for value in (f"{__name__}:RingConfig", {"kind": f"{__name__}:RingConfig", "radius": 1.0}, RingConfig()):
+        named = changed(ours, {"segments.0.quantizer": value})
+        assert named == changed(config, {"segments.0.quantizer.radius": 1.0})
+
+
+def test_a_quantizer_of_somebody_else_makes_a_tokenizer() -> None:
+    torch.manual_seed(0)
+    tokenizer = from_dict(TokenizerConfig, to_dict(ring_tokenizer())).build()
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    images = torch.rand(20, 1, 8, 8) * 2 - 1
+    encoded = tokenizer.encode_for_training(images)
+    ids = tokenizer.encode(images)
+    assert torch.equal(encoded.ids, ids)
+    tokenizer.layout.check(ids)
+    assert len(ids.unique()) > 2
+    torch.testing.assert_close(tokenizer.decode(ids), tokenizer.reconstruct(encoded))
+    assert torch.equal(encoded.quantizer_loss, encoded.quantized["visual"].loss)
+    (tokenizer.reconstruct(encoded).square().mean() + encoded.quantizer_loss).backward()
+    assert tokenizer.encoder.patches.weight.grad is not None
+    assert tokenizer.encoder.patches.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("vectr", "unknown quantizer 'vectr'.*did you mean 'vector'"),
+        (f"{__name__}:RingConfg", "has no 'RingConfg'.*did you mean 'RingConfig'"),
+        (f"{__name__}:Ring", "is no quantizer, it needs to be a overture.quantizers.quantizer.QuantizerConfig"),
+        ("no_such_module:Config", "no module 'no_such_module'"),
+    ],
+)
+def test_kinds_that_are_no_quantizer(kind: str, message: str) -> None:
+    data = to_dict(ring_tokenizer())
+    data["segments"][0]["quantizer"] = {"kind": kind}
+    with pytest.raises(UsageError, match=message) as error:
+        from_dict(TokenizerConfig, data)
+    assert str(error.value).startswith("config.segments[0].quantizer: ")
+    assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from overture.runs.resampling import row_distances
+from overture.analysis.shared_rows import row_distances
 
 
 class Flat:
@@ -37,3 +37,9 @@ def test_row_distances_by_hand() -> None:
 def test_identical_rows_have_ratio_zero() -> None:
     images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1, 1).expand(4, 3, 1, 2, 2)
     assert row_distances(images, torch.zeros(4), Flat())["ratio"] == 0  # type: ignore[arg-type]
+
+
+def test_rows_that_do_not_differ_have_no_ratio() -> None:
+    images = torch.full((4, 3, 1, 2, 2), 7, dtype=torch.uint8)
+    found = row_distances(images, torch.zeros(4), Flat())  # type: ignore[arg-type]
+    assert found == {"within_rows": 0.0, "between_rows": 0.0, "ratio": None}

@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 
 from overture.cli import main
-from overture.cli.run import override
+from overture.cli.run import parse_overrides
 from overture.config import differing_keys, to_dict
-from overture.data.tokens import TokenFile
+from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
-from overture.recipes.quickstart import quickstart
+from overture.evaluation.conditions import Measurement
+from overture.model_files import read_metadata, read_weights, save_model
+from overture.processes import Processes
+from overture.recipes import recipe_configs
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.worker import Task, perform
-from overture.training.checkpoint import read_metadata, read_weights, save_model
-from overture.training.distributed import World
+from overture.runs.results import Results
+from overture.runs.worker import Task, run_task
 from overture.training.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 def config() -> RunConfig:
     """The tiny VCQ run, smaller still."""
-    tiny = quickstart(tiny=True)[1]
+    tiny = recipe_configs("quickstart", tiny=True)[1]
     training = replace(tiny.tokenizer_training, steps=20, log_every=1, checkpoint_minutes=0.0)
     optimizer = replace(training.optimizer, warmup=2, flat=2)
     adversarial = replace(training.adversarial, start=4)
@@ -104,8 +106,8 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_if_nothing_had_happened(wh
         hashes = [read_metadata(root / kind / "model.safetensors", kind)["weights_hash"] for root in (whole, tmp_path)]
         assert hashes[0] == hashes[1], kind
     results = [RunDirectory(root).read_results() for root in (whole, tmp_path)]
-    assert all(set(r.pop("seconds")) == {"tokenizer", "prior"} for r in results)
-    assert results[0] == results[1]
+    assert all(set(r.seconds) == {"tokenizer", "prior"} for r in results)
+    assert replace(results[0], seconds={}) == replace(results[1], seconds={})
     assert (whole / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
     assert not list(tmp_path.glob("*/step-*"))
 
@@ -120,15 +122,72 @@ def test_a_finished_run_is_left_alone(whole: Path) -> None:
 
 def test_what_a_run_measures(whole: Path) -> None:
     results = RunDirectory(whole).read_results()
-    assert set(results) == {"entropy", "likelihood", "reconstruction", "generation", "elbo", "seconds"}
-    assert [r["protocol"]["guidance"] for r in results["generation"]] == ["none", "constant 1.5"]
-    assert all(
-        r["protocol"]["images"] == 40 and r["protocol"]["reference_images"] == 9000 for r in results["generation"]
-    )
-    assert results["entropy"]["predicted_cliff"] == 3
+    assert set(results.to_dict()) == {"entropy", "likelihood", "reconstruction", "generation", "elbo", "seconds"}
+    assert results.shared_rows is None  # one segment has no shared rows
+    assert results.generation is not None
+    assert list(results.generation) == ["unguided", "guided", "held_out"]
+    for kind, guidance, images in (("unguided", "none", 40), ("guided", "constant 1.5", 40), ("held_out", None, 1000)):
+        measured = results.measurements(kind)
+        assert measured.keys() == {"fid", "precision", "recall", "kid", "is"}, results.generation[kind]["skipped"]
+        assert results.generation[kind]["skipped"].keys() == {"sfid"}  # the run's own judge has no spatial features
+        distance = measured["fid"]
+        assert distance.name == "FD(domain)"
+        assert distance.conditions.guidance == guidance
+        assert (distance.conditions.images, distance.conditions.reference_images) == (images, 9000)
+    assert results.reconstruction_distance is not None
+    assert results.reconstruction_distance.name == "rFD(domain)"
+    assert results.entropy is not None
+    assert results.entropy["predicted_cliff"] == 3
+    assert results.likelihood is not None
     for part, rows in (("train", 9000), ("held_out", 1000)):
-        assert results["likelihood"][f"{part}_vocabulary"]["images"] == rows
-        assert results["likelihood"][f"{part}_allowed"]["bits_per_image"] > 0
+        assert results.likelihood[f"{part}_vocabulary"]["images"] == rows
+        assert results.likelihood[f"{part}_allowed"]["bits_per_image"] > 0
+    assert sorted(path.name for path in (whole / "tokens").iterdir()) == ["held_out.tokens", "train.tokens"]
+
+
+def test_what_a_run_measures_is_what_evaluate_measures(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = RunDirectory(whole).read_results()
+    status, record, _ = command(
+        capsys, "evaluate", whole / "samples" / "guided.npz", "--reference", whole / "networks" / "reference.npz",
+        "--network", f"domain:{whole / 'networks' / 'judge.safetensors'}", "--json",
+    )  # fmt: skip
+    assert status == 0
+    ours = results.measurements("guided")
+    theirs = {name: Measurement.from_dict(entry) for name, entry in record["measurements"].items()}
+    assert theirs.keys() == ours.keys()
+    for name, measurement in theirs.items():
+        assert measurement.value == pytest.approx(ours[name].value, rel=1e-6, nan_ok=True), name
+
+
+def test_samples_do_not_depend_on_the_size_of_batches(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    run, changed = RunDirectory(tmp_path / "run"), replace(config().evaluation, batch_size=7)
+    run.config.unlink()
+    (run.samples / "guided.npz").unlink()
+    run.write_results(replace(run.read_results(), generation=None))
+    task = Task("vcq", replace(config(), evaluation=changed), str(run.root), str(run.networks), device="cpu")
+    run_task(task, SilentProgress(), Processes())
+    with np.load(run.samples / "guided.npz") as ours, np.load(whole / "samples" / "guided.npz") as theirs:
+        assert (ours["arr_1"] == theirs["arr_1"]).all()
+        assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"].astype(int)).max() <= 1
+
+
+def test_the_results_of_a_finished_run_are_one_json_object(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a recipe that is nothing but the run's own config."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "finished_run.py").write_text(
+        "from overture.runs.directory import RunDirectory\n"
+        f"def again():\n    return RunDirectory({str(tmp_path / 'run')!r}).read_config()\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    recipe = f"{tmp_path / 'finished_run.py'}:again"
+    status, about, _ = command(capsys, "run", recipe, "--out", tmp_path / "run", "--device", "cpu", "--json")
+    sys.modules.pop("finished_run", None)
+    assert status == 0
+    assert about["runs"] == {"vcq": json.loads((whole / "results.json").read_text())}
+    assert Path(about["report"]).is_file()
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,14 +215,22 @@ def test_generate_writes_images_of_the_classes_asked_for(
     assert about["images"] == 4
     first = np.load(out)
     assert first["arr_0"].shape == (4, 28, 28, 1)
-    assert first["arr_1"].tolist() == [3, 3, 5, 5]
+    assert first["arr_1"].tolist() == [3, 5, 3, 5]  # in turn: any part of the set holds all classes
     command(capsys, "generate", whole, *arguments)
     assert (np.load(out)["arr_0"] == first["arr_0"]).all()
     status, _, _ = command(capsys, "generate", whole, "--count", "1", "--out", tmp_path / "a.png")
     assert status == 0
     assert (tmp_path / "a.png").exists()
     status, _, _ = command(capsys, "generate", whole, "--classes", "0-1", "--count", "1", "--out", tmp_path / "folder")
-    assert sorted(p.parent.name for p in (tmp_path / "folder").rglob("*.png")) == ["0", "1"]
+    assert sorted(p.parent.name for p in (tmp_path / "folder").rglob("*.png")) == ["T-shirt-top", "Trouser"]
+    status, about, _ = command(
+        capsys, "generate", whole, "--classes", "Sneaker,3", "--count", "1", "--out", tmp_path / "names.npz", "--json"
+    )
+    assert about["classes"] == np.load(tmp_path / "names.npz")["arr_1"].tolist() == [7, 3]
+    # An image is the same in batches of any size, and alone.
+    for size in ("1", "3"):
+        command(capsys, "generate", whole, *arguments, "--batch-size", size)
+        assert np.abs(np.load(out)["arr_0"].astype(int) - first["arr_0"].astype(int)).max() <= 1
 
 
 def test_reconstruct_and_tokenize(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +259,7 @@ def test_report_of_a_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["generate", "RUN", "--classes", "12"], 2, "class 12 is out of range, the model knows 0..9"),
         (["generate", "RUN", "--guidance", "prologue: 2"], 2, "no segment 'prologue' in this layout"),
         (["generate", "RUN", "--guidance", "often"], 2, "guidance 'often'"),
-        (["generate", "RUN", "--temperature", "0"], 2, "temperature is 0.0, needs > 0"),
+        (["generate", "RUN", "--temperature", "0"], 2, "temperature is 0, needs to be finite and >= 0.001"),
         (["generate", "RUN", "--out", "x.gif"], 2, "--out x.gif"),
         (["generate", "RUN", "--device", "warp"], 2, "device 'warp' cannot be used"),
         (["generate", "nowhere"], 1, "nowhere: no such file, run or hub id"),
@@ -204,17 +271,17 @@ def test_report_of_a_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean 'prior.depth'?"),
         (["run", "quickstart", "--only", "vqc"], 2, "did you mean 'vcq'?"),
         (["run", "quickstart", "--prior.heads", "5"], 2, "does not give an even head size"),
-        (["run", "quickstart", "--prior.depth", "abc"], 2, "Error parsing --prior.depth: invalid literal for int()"),
-        (["run", "quickstart", "stray"], 2, "Unrecognized options: stray"),
+        (["run", "quickstart", "--prior.depth", "abc"], 2, "prior.depth: expected int, got 'abc'"),
+        (["run", "quickstart", "stray"], 2, "unexpected word 'stray'"),
         (["run", "quickstart", "--jobs", "-1"], 2, "--jobs is -1"),
         (["run", "quickstart", "--only", "vcq", "--device", "warp"], 2, "device 'warp' cannot be used"),
-        (["run", "quickstart", "--tokenizer.image-size", "56"], 2, "comes from the data: set --data.image-size"),
+        (["run", "quickstart", "--tokenizer.image-size", "56"], 2, "comes from the data: set data.image_size"),
         (["run", "quickstart", "--prior-training.log-every", "0"], 2, "log_every is 0"),
-        (["run", "quickstart", "--evaluation.top-p", "0"], 2, "top_p is 0.0"),
+        (["run", "quickstart", "--evaluation.top-p", "0"], 2, "top-p is 0.0"),
         (["run", "quickstart", "--only", "vcq", "--evaluation.guidance", "prologue: 2"], 2, "no segment 'prologue'"),
         (["run", "quickstart", "--only", "vcq", "--evaluation.network", "domian"], 2, "did you mean 'domain'?"),
         (["train"], 2, "tokenizer or prior"),
-        (["reconstruct", "RUN", "--data", "embedded:fashion-mnist", "--images", "-3"], 2, "--images needs"),
+        (["reconstruct", "RUN", "--data", "embedded:fashion-mnist", "--images", "-3"], 2, "--images is -3, needs >= 1"),
         (["runn"], 2, "did you mean 'run'?"),
     ],
 )
@@ -246,10 +313,10 @@ def test_differing_keys_name_values() -> None:
 
 def test_the_image_size_of_the_data_reaches_the_tokenizer_before_it_is_checked() -> None:
     words = ["--data.image-size", "32", "--data.channels", "3", "--tokenizer.patch-size", "8"]
-    changed = override(quickstart(tiny=True)[1], words).resolve(num_classes=3)
+    changed = recipe_configs("quickstart", tiny=True)[1].changed(parse_overrides(words)).resolve(num_classes=3)
     assert (changed.tokenizer.image_size, changed.tokenizer.channels, changed.tokenizer.grid) == (32, 3, 4)
     with pytest.raises(UsageError, match="not a multiple of patch_size 7"):
-        override(quickstart(tiny=True)[1], ["--data.image-size=32"])
+        recipe_configs("quickstart", tiny=True)[1].changed(parse_overrides(["--data.image-size=32"]))
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "prior"])
@@ -264,20 +331,100 @@ def test_a_model_of_another_config_in_a_run_is_refused(whole: Path, tmp_path: Pa
         path, kind, {role: read_weights(path, role) for role in ("raw", "ema")}, {**metadata, "config": to_dict(other)}
     )
     with pytest.raises(OvertureError, match=f"a {kind} of another config"):
-        perform(Task("vcq", config(), str(run), str(run / "networks"), device="cpu"), SilentProgress(), World())
+        run_task(Task("vcq", config(), str(run), str(run / "networks"), device="cpu"), SilentProgress(), Processes())
 
 
 def test_networks_of_another_config_are_not_used(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "networks", tmp_path / "networks")
     other = replace(config(), judge=replace(config().judge, seed=5))
     with pytest.raises(UsageError, match="seed was 0, now 5"):
-        perform(Task("vcq", other, str(tmp_path), str(tmp_path / "networks"), device="cpu"), SilentProgress(), World())
+        run_task(
+            Task("vcq", other, str(tmp_path), str(tmp_path / "networks"), device="cpu"), SilentProgress(), Processes()
+        )
 
 
 def test_damaged_results_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("")
     with pytest.raises(OvertureError, match="delete it to measure again"):
         RunDirectory(tmp_path).read_results()
+
+
+def test_results_round_trip(tmp_path: Path, whole: Path) -> None:
+    run, results = RunDirectory(tmp_path), RunDirectory(whole).read_results()
+    assert run.read_results() == Results()
+    assert Results().to_dict() == {}
+    run.write_results(results)
+    assert run.read_results() == results
+    assert json.loads(run.results.read_text()) == json.loads((whole / "results.json").read_text())
+
+
+def old_number(name: str, value: float, guidance: str | None) -> dict[str, Any]:
+    """A number as version 0.1.0 wrote it."""
+    return {
+        "name": name, "value": value, "unit": None, "interval": None, "notes": [],
+        "protocol": {"network": "domain", "images": 40, "reference_images": 9000, "guidance": guidance},
+    }  # fmt: skip
+
+
+def test_results_of_the_first_version_are_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    old = {
+        "entropy": {"predicted_cliff": 3},
+        "reconstruction": {
+            "l1": 0.5,
+            "distance": old_number("rFD(domain)", 3.5, None),
+            "held_out_images_distance": old_number("FD(domain)", 0.25, None),
+        },
+        "generation": [old_number("gFD(domain)", 2.5, "none"), old_number("gFD(domain)", 1.5, "constant 1.5")],
+        "seconds": {"tokenizer": 1.5},
+    }
+    run.results.write_text(json.dumps(old))
+    results = run.read_results()
+    assert (results.seconds, results.entropy) == ({"tokenizer": 1.5}, {"predicted_cliff": 3})
+    values = {kind: {n: m.value for n, m in results.measurements(kind).items()} for kind in results.generation or {}}
+    assert values == {"unguided": {"fid": 2.5}, "guided": {"fid": 1.5}, "held_out": {"fid": 0.25}}
+    assert results.measurements("guided")["fid"].conditions.guidance == "constant 1.5"
+    assert results.reconstruction_distance is not None
+    assert results.reconstruction_distance.value == 3.5
+    assert results.likelihood is None
+    run.write_results(results)
+    assert run.read_results() == results
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"generation": 3}', '{"generation": [3]}', '{"generation": {"guided": {"measurements": {"fid": 1}}}}', "{"],
+)
+def test_results_that_are_none_are_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(OvertureError, match=r"results\.json.*delete it to measure again") as error:
+        RunDirectory(tmp_path).read_results()
+    assert "\n" not in str(error.value)
+
+
+def test_held_out_tokens_under_their_old_name(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.tokens("held_out").name == "held_out.tokens"
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "val.tokens").touch()
+    assert run.tokens("held_out").name == "val.tokens"
+    assert run.tokens("train").name == "train.tokens"
+    (tmp_path / "tokens" / "held_out.tokens").touch()
+    assert run.tokens("held_out").name == "held_out.tokens"
+
+
+def test_networks_beside_the_runs_that_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "several" / "one"
+    root.mkdir(parents=True)
+    assert RunDirectory(root).networks == root / "networks"
+    shared = tmp_path / "several" / "networks"
+    shared.mkdir()
+    assert RunDirectory(root).judge == shared / "judge.safetensors"
+    monkeypatch.chdir(root)
+    assert RunDirectory(".").networks == shared  # from within the run too
+    assert RunDirectory(root, tmp_path / "told").networks == tmp_path / "told"
+    (root / "networks").mkdir()
+    assert RunDirectory(root).networks == root / "networks"
 
 
 def test_two_do_not_work_in_one_run(tmp_path: Path) -> None:
@@ -290,10 +437,10 @@ def test_two_do_not_work_in_one_run(tmp_path: Path) -> None:
 
 def test_a_run_begun_before_an_option_existed_goes_on(tmp_path: Path) -> None:
     run, resolved = RunDirectory(tmp_path), config().resolve(10)
-    run.adopt(resolved)
+    run.write_or_check_config(resolved)
     older = json.loads(run.config.read_text())
     del older["prior_training"]["compile"]
     run.config.write_text(json.dumps(older))
-    run.adopt(resolved)
+    run.write_or_check_config(resolved)
     with pytest.raises(UsageError, match="seed was 0, now 1"):
-        run.adopt(replace(resolved, seed=1))
+        run.write_or_check_config(replace(resolved, seed=1))

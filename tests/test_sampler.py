@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,8 @@ from torch import Tensor
 from overture.errors import UsageError
 from overture.layout import Layout, Segment
 from overture.nn.packed import PackedLinear, PackedTransformer
-from overture.priors import Guidance, Prior, PriorConfig
-from overture.priors.sampler import _Run, generate, restrict, step_temperatures
+from overture.priors import Guidance, Prior, PriorConfig, Sampling
+from overture.priors.sampler import _Run, draw, generate, image_draws, keep_segments, restrict
 
 LAYOUTS = {
     "plain": Layout.single((40,) * 9),
@@ -39,6 +41,13 @@ def prior(name: str) -> Prior:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module
+
+
+def greedy(
+    model: Prior, classes: Tensor | list[int], guidance: Guidance | float | str = "none", prefix: Tensor | None = None
+) -> Tensor:
+    """The likeliest id at every position."""
+    return generate(model, classes, Sampling.parse(guidance, top_k=1), prefix=prefix)
 
 
 def reference_logits(model: Prior, sequence: Tensor, classes: Tensor, guidance: Guidance) -> Tensor:
@@ -73,7 +82,7 @@ def advances(monkeypatch: pytest.MonkeyPatch) -> list[tuple[slice, int, int]]:
     return calls
 
 
-# -- logits -------------------------------------------------------------------------------------------------------------
+# -- logits -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -97,7 +106,7 @@ def test_cached_logits_are_those_of_the_full_forward(name: str, kind: str) -> No
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_greedy_tokens_are_the_argmax_of_the_full_forward(name: str) -> None:
     model, classes = prior(name), torch.arange(5)
-    sequence = generate(model, classes, guidance=SPLIT[name], top_k=1)
+    sequence = greedy(model, classes, SPLIT[name])
     assert torch.equal(reference_logits(model, sequence, classes, SPLIT[name]).argmax(dim=-1), sequence)
 
 
@@ -118,9 +127,9 @@ def test_bfloat16_is_close() -> None:
 
 def test_unpacked_matrices_give_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = prior("tiles")
-    packed = model.generate([0, 1], guidance=2.0, top_k=1)
+    packed = greedy(model, [0, 1], 2.0)
     monkeypatch.setattr("overture.nn.packed.can_pack", lambda weight: False)
-    assert torch.equal(model.generate([0, 1], guidance=2.0, top_k=1), packed)
+    assert torch.equal(greedy(model, [0, 1], 2.0), packed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -148,7 +157,7 @@ def test_changed_weights_change_the_samples() -> None:
         torch.manual_seed(seed)
         for parameter in model.parameters():
             parameter.data.normal_(std=0.3)  # .data: leaves no trace in the version counter
-        sequences.append(model.generate([0, 1, 2], top_k=1))
+        sequences.append(greedy(model, [0, 1, 2]))
         assert torch.equal(
             reference_logits(model, sequences[-1], torch.arange(3), Guidance.none()).argmax(-1), sequences[-1]
         )
@@ -157,29 +166,29 @@ def test_changed_weights_change_the_samples() -> None:
 
 def test_training_mode_does_not_matter() -> None:
     model = prior("prologue")
-    expected = model.generate([0, 3], guidance=2.0, top_k=1)
+    expected = greedy(model, [0, 3], 2.0)
     model.train()
     try:
-        assert torch.equal(model.generate([0, 3], guidance=2.0, top_k=1), expected)
+        assert torch.equal(greedy(model, [0, 3], 2.0), expected)
         assert model.training
     finally:
         model.eval()
 
 
-# -- batches and halves -------------------------------------------------------------------------------------------------
+# -- batches and halves -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["prologue", "vcq"])
 def test_tokens_do_not_depend_on_the_batch(name: str) -> None:
     model = prior(name)
-    together = model.generate(list(range(5)), guidance=SPLIT[name], top_k=1)
-    alone = torch.cat([model.generate([c], guidance=SPLIT[name], top_k=1) for c in range(5)])
+    together = greedy(model, list(range(5)), SPLIT[name])
+    alone = torch.cat([greedy(model, [c], SPLIT[name]) for c in range(5)])
     assert torch.equal(together, alone)
 
 
 def test_without_guidance_only_the_conditional_half_runs(advances: list[tuple[slice, int, int]]) -> None:
     model = prior("prologue")
-    model.generate([0, 1, 2], guidance=1.0, top_k=1)
+    greedy(model, [0, 1, 2], 1.0)
     assert {(rows.start, rows.stop) for rows, _, _ in advances} == {(0, 3)}
     # The separator is not sampled: the step after it takes both positions.
     assert [(start, count) for _, start, count in advances] == [(i, 1) for i in range(4)] + [(4, 2)] + [
@@ -189,7 +198,7 @@ def test_without_guidance_only_the_conditional_half_runs(advances: list[tuple[sl
 
 def test_unconditional_half_catches_up_once(advances: list[tuple[slice, int, int]]) -> None:
     model = prior("prologue")
-    sequence = model.generate([0, 1], guidance=Guidance.split(prologue=1.0, visual=2.0), top_k=1)
+    sequence = greedy(model, [0, 1], Guidance.split(prologue=1.0, visual=2.0))
     halves = [(rows.start, rows.stop, start, count) for rows, start, count in advances]
     assert halves[4:7] == [(0, 2, 4, 2), (2, 4, 0, 6), (0, 4, 6, 1)]
     assert all(half[:2] == (0, 2) for half in halves[:4])
@@ -205,24 +214,24 @@ def test_halves_that_part_again() -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     guidance = Guidance.split(a=2.0, b=1.0, c=3.0)
-    sequence = model.generate(torch.arange(5), guidance=guidance, top_k=1)
+    sequence = greedy(model, torch.arange(5), guidance)
     assert torch.equal(reference_logits(model, sequence, torch.arange(5), guidance).argmax(dim=-1), sequence)
 
 
 def test_empty_batch() -> None:
-    assert prior("prologue").generate([], guidance=2.0).shape == (0, 11)
-    assert prior("prologue").generate(torch.empty(0)).shape == (0, 11)
+    assert generate(prior("prologue"), [], Sampling.parse(2.0)).shape == (0, 11)
+    assert generate(prior("prologue"), torch.empty(0)).shape == (0, 11)
 
 
 def test_result_is_an_ordinary_tensor() -> None:
     model = prior("plain")
-    sequence = model.generate([0, 1])
+    sequence = generate(model, [0, 1])
     model(sequence, torch.tensor([0, 1])).sum().backward()
     assert model.token_embedding.weight.grad is not None
     model.zero_grad()
 
 
-# -- prefixes -----------------------------------------------------------------------------------------------------------
+# -- prefixes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["prologue", "vcq", "fixed"])
@@ -232,7 +241,7 @@ def test_prefix_is_kept_and_continued(name: str, guided: bool) -> None:
     guidance = SPLIT[name] if guided else Guidance.none()
     given_ids = random_sequences(model.layout, 2, seed=3)
     for length in range(model.layout.sequence_length + 1):
-        sequence = model.generate(classes, guidance=guidance, top_k=1, prefix=given_ids[:, :length])
+        sequence = greedy(model, classes, guidance, prefix=given_ids[:, :length])
         assert torch.equal(sequence[:, :length], given_ids[:, :length])
         best = reference_logits(model, sequence, classes, guidance).argmax(dim=-1)
         assert torch.equal(sequence[:, length:], best[:, length:])
@@ -241,19 +250,19 @@ def test_prefix_is_kept_and_continued(name: str, guided: bool) -> None:
 def test_one_prefix_for_all() -> None:
     model = prior("prologue")
     ids = random_sequences(model.layout, 1)[0, :5]
-    each = model.generate([0, 1, 2], top_k=1, prefix=ids.expand(3, -1))
-    assert torch.equal(model.generate([0, 1, 2], top_k=1, prefix=ids), each)
-    assert torch.equal(model.generate([0, 1, 2], top_k=1, prefix=each[0]), each[0].expand(3, -1))
+    each = greedy(model, [0, 1, 2], prefix=ids.expand(3, -1))
+    assert torch.equal(greedy(model, [0, 1, 2], prefix=ids), each)
+    assert torch.equal(greedy(model, [0, 1, 2], prefix=each[0]), each[0].expand(3, -1))
 
 
 def test_own_tokens_as_prefix_change_nothing() -> None:
     model = prior("prologue")
-    whole = model.generate([0, 1], guidance=2.0, top_k=1)
+    whole = greedy(model, [0, 1], 2.0)
     for length in range(12):
-        assert torch.equal(model.generate([0, 1], guidance=2.0, top_k=1, prefix=whole[:, :length]), whole)
+        assert torch.equal(greedy(model, [0, 1], 2.0, prefix=whole[:, :length]), whole)
 
 
-# -- sampling -----------------------------------------------------------------------------------------------------------
+# -- sampling ---------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -271,18 +280,18 @@ def layouts(draw: st.DrawFn) -> Layout:
 def test_samples_respect_the_layout(layout: Layout, scale: float, top_k: int, top_p: float) -> None:
     torch.manual_seed(0)
     model = PriorConfig(16, 1, 2, 2.0, 4, 3, rope_axes=(4, 2, 2)).build(layout)
-    sequence = model.generate([0, 1, 3], guidance=scale, top_k=top_k, top_p=top_p, temperature=3.0)
+    sequence = generate(model, [0, 1, 3], Sampling.parse(scale, 3.0, top_k, top_p))
     assert sequence.dtype == torch.long
     ids = layout.from_sequence(sequence)
     layout.check(ids)
     assert torch.equal(layout.to_sequence(ids), sequence)  # separators where they belong
 
 
-def test_generator_makes_it_reproducible() -> None:
+def test_the_seed_makes_it_reproducible() -> None:
     model = prior("prologue")
 
     def sample(seed: int) -> Tensor:
-        return model.generate([0] * 6, guidance=1.5, generator=torch.Generator().manual_seed(seed))
+        return generate(model, [0] * 6, Sampling.parse(1.5), seed=seed)
 
     torch.manual_seed(1)
     first = sample(0)
@@ -299,7 +308,7 @@ def test_samples_follow_the_probabilities() -> None:
     torch.manual_seed(0)
     model = PriorConfig(16, 1, 2, 2.0, 4, 3, rope_axes=(4, 2, 2)).build(layout).eval()
     torch.nn.init.normal_(model.head.projection.weight, std=0.3)
-    sequence = model.generate([1] * 20_000, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    sequence = generate(model, [1] * 20_000, Sampling.parse(temperature=0.8))
     found = torch.bincount(sequence[:, 0], minlength=4) / 20_000
     expected = (model(torch.zeros(1, 1, dtype=torch.long), torch.tensor([1]))[0, 0] / 0.8).softmax(dim=-1)
     assert expected.max() > 1.3 * expected.min()
@@ -349,28 +358,168 @@ def test_nucleus_of_equal_ids_takes_the_lower_ones() -> None:
 
 def test_temperature_per_segment() -> None:
     model = prior("prologue")
-    assert step_temperatures(model, {"visual": 0.5}) == [1.0] * 4 + [0.5] * 7
-    assert step_temperatures(model, 2) == [2.0] * 11
-    cold = {"prologue": 1e-6, "visual": 1.0}
-    sampled = model.generate([2] * 4, temperature=cold, generator=torch.Generator().manual_seed(0))
-    greedy = model.generate([2] * 4, top_k=1)
-    assert torch.equal(sampled[:, :4], greedy[:, :4])  # cold is greedy, warm is not
-    assert not torch.equal(sampled, greedy)
+    cold = {"prologue": 1e-3, "visual": 1.0}
+    sampled = generate(model, [2] * 4, Sampling.parse(temperature=cold))
+    likeliest = greedy(model, [2] * 4)
+    assert torch.equal(sampled[:, :4], likeliest[:, :4])  # cold is greedy, warm is not
+    assert not torch.equal(sampled, likeliest)
 
 
-# -- wrong requests -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_nucleus_of_nearly_nothing_is_greedy_and_greedy_needs_no_draws(name: str) -> None:
+    model, classes = prior(name), torch.arange(5)
+    likeliest = greedy(model, classes, SPLIT[name])
+    smallest = Sampling.parse(SPLIT[name], top_p=1e-9)
+    for seed in (0, 7):
+        assert torch.equal(generate(model, classes, smallest, seed=seed), likeliest)
+        one = Sampling.parse(SPLIT[name], temperature=5.0, top_k=1)
+        assert torch.equal(generate(model, classes, one, seed=seed, first=3), likeliest)
+
+
+# -- an image is a function of (seed, index) --------------------------------------------------------------------------
+
+WAYS = {
+    "plain": ("plain", Sampling()),
+    "guided": ("plain", Sampling.parse("cosine 4 power 1.5")),
+    "split": ("prologue", Sampling.parse("prologue: 0.7, visual: cosine 3 power 0.2", "prologue: 0.8, visual: 1.3")),
+    "catches up": ("prologue", Sampling.parse("visual: 2", 0.9)),
+    "top-k": ("plain", Sampling.parse(2.0, 1.5, top_k=5)),
+    "top-p": ("vcq", Sampling.parse(temperature=2.0, top_p=0.8)),
+    "prefix": ("prologue", Sampling.parse(1.5)),
+    "fixed": ("vcq", Sampling.parse(1.5, top_k=9, top_p=0.9)),
+}
+
+
+def kept(way: str, count: int) -> dict[str, Tensor]:
+    """What is given of every image of a way."""
+    layout = LAYOUTS[WAYS[way][0]]
+    if way == "prefix":
+        return {"prefix": random_sequences(layout, count)[:, :6]}
+    if way == "fixed":
+        ids = layout.from_sequence(random_sequences(layout, count))
+        fixed = keep_segments(layout, ids, {"prologue": [1], "visual": [0, 3]})
+        fixed[::3] = -1  # some images keep nothing
+        return {"fixed": fixed}
+    return {}
+
+
+@functools.cache
+def whole_set(way: str) -> Tensor:
+    """250 images in one batch."""
+    name, sampling = WAYS[way]
+    return generate(prior(name), torch.arange(250) % 5, sampling, seed=3, **kept(way, 250))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sizes", [(1,) * 30 + (220,), (7,) * 36, (250,), (100, 3, 1, 146), (249, 1)])
+def test_an_image_does_not_depend_on_its_batch(way: str, sizes: tuple[int, ...]) -> None:
+    name, sampling = WAYS[way]
+    classes, given_ids, whole = torch.arange(250) % 5, kept(way, 250), whole_set(way)
+    assert len(whole.unique(dim=0)) > 200  # or there would be nothing to tell apart
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        rest = {key: ids[part] for key, ids in given_ids.items()}
+        found = generate(prior(name), classes[part], sampling, seed=3, first=start, **rest)
+        assert torch.equal(found, whole[part]), start
+        start += size
+    assert start >= 250
+
+
+def test_images_are_other_ones_at_another_index_or_seed() -> None:
+    model = prior("plain")
+    one_class = [2] * 40
+    first = generate(model, one_class, seed=0)
+    assert len(first.unique(dim=0)) == 40
+    assert torch.equal(generate(model, one_class, seed=0, first=15)[:25], first[15:])
+    assert not (generate(model, one_class, seed=0, first=40)[:, None] == first).all(dim=-1).any()
+    assert not (generate(model, one_class, seed=1)[:, None] == first).all(dim=-1).any()
+
+
+def test_draws_are_a_function_of_seed_and_index() -> None:
+    whole = image_draws(4, 0, 30, 50)
+    assert whole.shape == (30, 50)
+    assert ((whole >= 0) & (whole < 1)).all()
+    np.testing.assert_array_equal(image_draws(4, 11, 6, 50), whole[11:17])
+    np.testing.assert_array_equal(image_draws(4, 11, 6, 20), whole[11:17, :20])  # a longer sequence begins alike
+    assert len(np.unique(np.concatenate([whole, image_draws(5, 0, 30, 50)]))) == 2 * 30 * 50
+    assert image_draws(4, 0, 0, 50).shape == (0, 50)
+    with pytest.raises(UsageError, match="seed is -1"):
+        image_draws(-1, 0, 1, 1)
+
+
+# -- the draw ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_frequencies_of_a_draw_are_the_probabilities() -> None:
+    logits = torch.tensor([-torch.inf, 0.3, -1.0, -torch.inf, 2.0, 0.0, -4.0, -torch.inf])
+    probability = logits.double().softmax(dim=0).numpy()
+    count = 40_000
+    spread = torch.arange(count, dtype=torch.double) / count  # evenly: every count is right to within one
+    found = np.bincount(draw(logits.expand(count, -1), spread).numpy(), minlength=8)
+    assert np.abs(found - count * probability).max() <= 1 + 1e-6
+    drawn = torch.from_numpy(image_draws(0, 0, count, 1)[:, 0])
+    found = np.bincount(draw(logits.expand(count, -1), drawn).numpy(), minlength=8)
+    possible = probability > 0
+    assert not found[~possible].any()
+    expected = count * probability[possible]
+    chi_square = ((found[possible] - expected) ** 2 / expected).sum()
+    freedom = possible.sum() - 1
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)  # mean and standard deviation of that distribution
+
+
+@given(
+    st.lists(st.sampled_from([-math.inf, -800.0, -40.0, -1.0, 0.0, 0.5, 30.0]), min_size=1, max_size=40),
+    st.lists(st.floats(0, 1, exclude_max=True), max_size=5),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_draw_against_its_definition(values: list[float], draws: list[float]) -> None:
+    """The id whose part of [0, 1) the draw falls into; an id of probability 0 has none, also at the ends."""
+    if max(values) == -math.inf:
+        values = [*values, 0.0]
+    draws = [*draws, 0.0, 5e-324, 0.5, math.nextafter(1, 0)]
+    weights = [math.exp(value - max(values)) for value in values]
+    total = math.fsum(weights)
+    found = draw(torch.tensor([values] * len(draws)), torch.tensor(draws, dtype=torch.double)).tolist()
+    for place, number in zip(found, draws, strict=True):
+        assert 0 <= place < len(values)
+        assert weights[place] > 0
+        low, high = math.fsum(weights[:place]) / total, math.fsum(weights[: place + 1]) / total
+        assert low - 1e-12 <= number <= high + 1e-12
+    ordered = draw(torch.tensor([values] * 100), torch.arange(100).double() / 100)
+    assert (ordered.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("ids", [1, 2, 1000, 16_384])
+def test_ends_of_a_draw_over_many_ids(ids: int) -> None:
+    """Sums of many probabilities round to a little less or more than 1."""
+    logits = torch.randn(50, ids, generator=torch.Generator().manual_seed(ids))
+    padded = torch.cat([torch.full((50, 3), -torch.inf), logits, torch.full((50, 3), -torch.inf)], dim=1)
+    for number in (0.0, math.nextafter(1, 0)):
+        chosen = draw(padded, torch.full((50,), number, dtype=torch.double))
+        assert (chosen == (3 if number == 0 else 2 + ids)).all()
+
+
+# -- wrong requests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"temperature": {"visaul": 1.0}}, "visual"),
+        ({"guidance": Guidance.split(visula=2.0)}, "visual"),
+    ],
+)
+def test_sampling_of_another_layout(sampling: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        generate(prior("prologue"), [0, 1], Sampling.parse(**sampling))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.0}, "top_k 1"),
-        ({"temperature": {"visaul": 1.0}}, "visual"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
         ({"dtype": torch.long}, "floating-point"),
-        ({"guidance": Guidance.split(visula=2.0)}, "visual"),
+        ({"seed": -1}, "seed is -1"),
         ({"prefix": torch.zeros(3, 2, dtype=torch.long)}, r"\[3, 2\], needs \[2, at most 11\]"),
         ({"prefix": torch.zeros(2, 12, dtype=torch.long)}, r"\[2, 12\]"),
         ({"prefix": torch.tensor([30.0, 31.0])}, "integer ids"),
@@ -379,10 +528,10 @@ def test_temperature_per_segment() -> None:
 )
 def test_wrong_requests(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        prior("prologue").generate([0, 1], **arguments)  # type: ignore[arg-type]
+        generate(prior("prologue"), [0, 1], **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("class_id", [-1, 6])
 def test_unknown_class(class_id: int) -> None:
     with pytest.raises(UsageError, match=f"class {class_id} is out of range"):
-        prior("plain").generate([0, class_id])
+        generate(prior("plain"), [0, class_id])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overture.errors import UsageError
-from overture.schedules import FAMILIES, Schedule
+from overture.errors import OvertureError, UsageError
+from overture.schedules import FAMILIES, CodebookConfig, Schedule, predicted_cliff
 
 IMAGENET = 1_281_167
 
@@ -146,3 +149,72 @@ def test_from_name(name: str) -> None:
 def test_impossible_schedules(build, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UsageError, match=message):
         build()
+
+
+# -- as a config, and anyone's ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_codebook_config_is_its_schedule(name: str) -> None:
+    config = CodebookConfig(name, k_min=4, k_max=256, exponent=3.0)
+    assert config.build(12) == Schedule.from_name(name, 12, 4, 256, 3.0)
+
+
+def test_explicit_codebook_sizes() -> None:
+    config = CodebookConfig("explicit", explicit=(3, 1, 2))
+    assert config.build(3).sizes == (3, 1, 2)
+    with pytest.raises(UsageError, match="3 given, the segment has 4"):
+        config.build(4)
+
+
+def test_predicted_cliff_is_that_of_the_schedule() -> None:
+    schedule = Schedule.linear(20, 2, 64)
+    for images in (1, 2, 3, 1000, 10**9, 10**40):
+        assert predicted_cliff(schedule.sizes, images) == schedule.cliff(images)
+
+
+@pytest.fixture
+def law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Somebody's growth laws in the current folder."""
+    path = tmp_path / "my_laws.py"
+    path.write_text(
+        "from overture.schedules import Schedule\n"
+        "def saw(positions, k_min, k_max):\n"
+        "    return [k_min if place % 2 else k_max for place in range(positions)]\n"
+        "def late(positions, k_min, k_max):\n"
+        "    return Schedule.linear(positions, k_min, k_max).reversed()\n"
+        "def short(positions, k_min, k_max):\n"
+        "    return [k_max]\n"
+        "def wrong(positions, k_min, k_max):\n"
+        "    return [k_max / 0] * positions\n"
+        "def empty(positions, k_min, k_max):\n"
+        "    return [0] * positions\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield path
+    sys.modules.pop("my_laws", None)
+
+
+def test_anyones_growth_law(law: Path) -> None:
+    for place in ("my_laws", str(law)):
+        schedule = Schedule.from_name(f"{place}:saw", 5, 2, 9)
+        assert (schedule.sizes, schedule.name) == ((9, 2, 9, 2, 9), f"{place}:saw")
+    assert CodebookConfig("my_laws:late", k_min=2, k_max=10).build(5).sizes == (10, 8, 6, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_laws:short", "gave 1 sizes for 4 positions"),
+        ("my_laws:wrong", r"my_laws\.py:9: ZeroDivisionError"),
+        ("my_laws:empty", "position 0 is 0"),
+        ("my_laws:swa", "did you mean 'saw'"),
+        ("her_laws:saw", "no module 'her_laws'"),
+        ("lineal", "did you mean 'linear'.*or write module:function"),
+    ],
+)
+def test_growth_laws_that_fail_are_one_line(law: Path, name: str, message: str) -> None:
+    with pytest.raises(OvertureError, match=message) as error:
+        Schedule.from_name(name, 4, 2, 9)
+    assert "\n" not in str(error.value)

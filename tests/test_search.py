@@ -2,16 +2,87 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from overture.analysis.guidance_search import GuidanceSearch, Scored, SearchResult, Setting, SettingLog, study
 from overture.errors import OvertureError, UsageError
+from overture.evaluation.networks import FeatureNetwork, Outputs
+from overture.evaluation.statistics import measure_batches
 from overture.layout import Layout, Segment
 from overture.priors.guidance import Guidance
-from overture.runs.search import GuidanceSearch, Scored, Setting, SettingLog
+from overture.priors.sampling import Sampling
 
 LAYOUT = Layout((Segment("prologue", (4, 4), separator=True), Segment("visual", (8, 8, 8))))
+SINGLE = Layout.single([8] * 3)
+UNIT = 2**-20
+
+
+class Decoder(FeatureNetwork):
+    """Reads one number from the three pixels of an image."""
+
+    name, dims, weights_hash, preparation = "decoder", 1, "3" * 64, "none"
+
+    def outputs(self, images: Tensor) -> Outputs:
+        places = torch.tensor([65536.0, 256.0, 1.0])
+        return Outputs((images.flatten(1).double() @ places.double()).float()[:, None] * UNIT)
+
+
+DECODER = Decoder()
+
+
+def encoded(value: float, count: int) -> Tensor:
+    """Images that :class:`Decoder` reads as ``value``, to about a millionth."""
+    whole = round(value / UNIT)
+    pixels = torch.tensor([whole >> 16, whole >> 8 & 255, whole & 255], dtype=torch.uint8)
+    return pixels.view(1, 1, 1, 3).expand(count, -1, -1, -1)
+
+
+REFERENCE = measure_batches("real images", DECODER, [encoded(0.0, 2)])
+
+
+class Landscape:
+    """A pipeline whose samples lie at a known Fréchet distance to the reference, for every setting."""
+
+    def __init__(self, height: Callable[[Setting], float], layout: Layout = SINGLE) -> None:
+        self.height, self.layout = height, layout
+        self.prior = SimpleNamespace(config=SimpleNamespace(num_classes=3))
+        self.asked: list[tuple[Setting, int]] = []
+        self.how: list[dict[str, Any]] = []
+        self.stop_after = 10_000
+
+    def sample(self, classes: Tensor, sampling: Sampling, **how: Any) -> Iterator[Tensor]:
+        if len(self.asked) == self.stop_after:
+            raise KeyboardInterrupt
+        assert torch.equal(classes, torch.arange(len(classes)) % 3)
+        setting = self._setting(sampling)
+        self.asked.append((setting, len(classes)))
+        self.how.append({**how, "top_k": sampling.top_k, "top_p": sampling.top_p})
+        for part in classes.split(how["batch_size"]):
+            yield encoded(self.height(setting) ** 0.5, len(part))
+
+    def _setting(self, sampling: Sampling) -> Setting:
+        assert isinstance(sampling.temperature, float)
+        whole, first = sampling.guidance.whole, None
+        if whole is None:
+            parts = dict(sampling.guidance.parts)
+            first, whole = parts[self.layout.names[0]].scale, parts[self.layout.names[-1]]
+        power = whole.power if whole.shape == "cosine" else 1.0
+        return Setting(whole.scale, whole.shape, power, first, sampling.temperature)
+
+
+def searched(landscape: Landscape, search: GuidanceSearch, log: Path, **settings: Any) -> SearchResult:
+    about = {"prior_hash": "4" * 16}
+    return study(landscape, DECODER, REFERENCE, search, log, about=about, **settings)  # type: ignore[arg-type]
 
 
 def test_the_grid_names_every_setting_once() -> None:
@@ -25,63 +96,105 @@ def test_the_grid_names_every_setting_once() -> None:
     assert len(means) == len(grid)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(best=st.floats(1.0, 3.0), schedule=st.sampled_from(["constant", "linear", "cosine"]))
-def test_the_best_finalist_is_near_the_lowest_point(best: float, schedule: str) -> None:
+def test_the_best_finalist_is_near_the_lowest_point(tmp_path_factory, best: float, schedule: str) -> None:
     search = GuidanceSearch(coarse_samples=10, final_samples=50)
     calls: list[Scored] = []
 
-    def measure(setting: Setting, samples: int) -> float:
+    def height(setting: Setting) -> float:
         return abs(setting.scale - best) + (0.0 if setting.schedule == schedule or setting.scale == 1 else 0.5)
 
-    found = search.run(measure, lambda scored, step: calls.append(scored))
+    landscape = Landscape(height)
+    log = tmp_path_factory.mktemp("search") / "log.jsonl"
+    result = searched(landscape, search, log, seen=lambda step, scored: calls.append(scored))
+    found = result.finalists
     assert [scored.value for scored in found] == sorted(scored.value for scored in found)
     assert len(found) == 3
     assert all(scored.samples == 50 for scored in found)
+    assert [scored.value for scored in found] == pytest.approx([height(scored.setting) for scored in found], abs=1e-5)
     # The refined grid is at most half as wide as the coarse one around the best scale (3 - 2 is its widest gap).
-    assert found[0].value <= 0.5
+    assert found[0].value <= 0.5 + 1e-5
     assert found[0].value <= min(call.value for call in calls)
     assert sum(call.samples for call in calls) <= search.most_images
     assert len({(call.setting, call.samples) for call in calls}) == len(calls)
+    assert [(call.setting, call.samples) for call in calls] == landscape.asked
+    assert calls == [scored for _, scored in result.measured]
+    assert result.best_at_edge == (found[0].setting.scale == 3)
 
 
-def test_split_guidance_searches_both_scales() -> None:
+def test_split_guidance_searches_both_scales(tmp_path) -> None:
     search = GuidanceSearch(
         scales=(1.0, 2.0, 3.0), schedules=("constant",), firsts=(0.5, 1.0, 2.0), segments=LAYOUT.names, finalists=1
     )
-    found = search.run(lambda setting, samples: abs(setting.scale - 3) + abs((setting.first or 0) - 0.75))
+    landscape = Landscape(lambda setting: abs(setting.scale - 3) + abs((setting.first or 0) - 0.75), LAYOUT)
+    found = searched(landscape, search, tmp_path / "log.jsonl").finalists
     assert found[0].setting.scale == 3.0
     assert found[0].setting.first == 0.75
     text = found[0].setting.guidance(LAYOUT.names)
     assert Guidance.parse(text).scales(LAYOUT) == (0.75, 0.75, 3.0, 3.0, 3.0, 3.0)
 
 
+def bowl(setting: Setting) -> float:
+    return (setting.scale - 1.4) ** 2 + setting.temperature
+
+
+def test_all_settings_see_the_same_draws(tmp_path) -> None:
+    landscape = Landscape(bowl)
+    search = GuidanceSearch(coarse_samples=7, final_samples=11)
+    result = searched(landscape, search, tmp_path / "log.jsonl", seed=5, top_k=3, top_p=0.9, batch_size=4)
+    assert all(how == {"seed": 5, "top_k": 3, "top_p": 0.9, "batch_size": 4} for how in landscape.how)
+    assert {samples for _, samples in landscape.asked} == {7, 11}
+    about = {
+        "seed": 5,
+        "top_k": 3,
+        "top_p": 0.9,
+        "network": "decoder",
+        "reference": "real images",
+        "reference_images": 2,
+    }
+    assert about.items() <= result.protocol.items()
+    assert result.protocol["prior_hash"] == "4" * 16
+
+
+def test_the_result_in_words_and_numbers(tmp_path) -> None:
+    search = GuidanceSearch(scales=(1.0, 1.4), coarse_samples=10, final_samples=50, finalists=2)
+    result = searched(Landscape(bowl), search, tmp_path / "log.jsonl")
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert values["name"] == "gFD(decoder)"
+    assert values["best"] == values["finalists"][0]
+    assert [entry["value"] for entry in values["finalists"]] == [scored.value for scored in result.finalists]
+    assert [entry["step"] for entry in values["measured"]].count("finalists") == 2
+    assert Guidance.parse(values["best"]["guidance"]).whole.scale == result.finalists[0].setting.scale
+    assert result.best_at_edge
+    assert f"--guidance '{values['best']['guidance']}' --temperature 1" in result.describe()
+    assert "widen --scales" in result.describe()
+    (entry,) = result.entries()
+    assert entry.data == result.to_dict()
+    assert "real images" in entry.caption
+
+
 def test_a_log_goes_on_where_it_ended(tmp_path) -> None:
-    path, protocol = tmp_path / "log.jsonl", {"seed": 1}
-    asked: list[Setting] = []
-
-    def through(log: SettingLog, stop_after: int) -> list[Scored]:
-        def measure(setting: Setting, samples: int) -> float:
-            if (setting, samples) not in log:
-                if len(asked) == stop_after:
-                    raise KeyboardInterrupt
-                asked.append(setting)
-                log.add(setting, samples, (setting.scale - 1.4) ** 2 + setting.temperature)
-            return log[setting, samples]
-
-        return GuidanceSearch(temperatures=(0.9, 1.0)).run(measure)
-
+    path, search = tmp_path / "log.jsonl", GuidanceSearch(temperatures=(0.9, 1.0), coarse_samples=20, final_samples=30)
+    landscape = Landscape(bowl)
+    landscape.stop_after = 7
     with pytest.raises(KeyboardInterrupt):
-        through(SettingLog(path, protocol), 7)
-    resumed = through(SettingLog(path, protocol), 10_000)
-    total = len(asked)
-    assert through(SettingLog(path, protocol), total) == resumed  # nothing is measured again
-    assert len(asked) == total
-    uninterrupted = through(SettingLog(tmp_path / "other.jsonl", protocol), 10_000)
-    assert uninterrupted == resumed
-    # Another protocol knows nothing of it.
-    assert (asked[0], 1000) not in SettingLog(path, {"seed": 2})
+        searched(landscape, search, path)
+    landscape.stop_after = 10_000
+    resumed = searched(landscape, search, path)
+    total = len(landscape.asked)
+    assert len(set(landscape.asked)) == total
     assert len(path.read_text().splitlines()) == total
+    assert searched(landscape, search, path) == resumed  # nothing is measured again
+    assert len(landscape.asked) == total
+    assert searched(Landscape(bowl), search, tmp_path / "other.jsonl") == resumed
+    # Another protocol knows nothing of it.
+    first = landscape.asked[0]
+    assert first in SettingLog(path, resumed.protocol)
+    assert first not in SettingLog(path, {**resumed.protocol, "seed": 2})
+    anew = searched(landscape, search, path, seed=2)
+    assert len(landscape.asked) == 2 * total
+    assert anew.measured == resumed.measured
 
 
 def test_a_half_written_line_is_measured_again(tmp_path) -> None:

@@ -14,6 +14,7 @@ _HOMES = {
     "OvertureError": "overture.errors",
     "UsageError": "overture.errors",
     "Guidance": "overture.priors.guidance",
+    "Sampling": "overture.priors.sampling",
     "Pipeline": "overture.pipeline",
     "load_tokenizer": "overture.pipeline",
     "load_prior": "overture.pipeline",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from overture.pipeline import load_prior as load_prior
     from overture.pipeline import load_tokenizer as load_tokenizer
     from overture.priors.guidance import Guidance as Guidance
+    from overture.priors.sampling import Sampling as Sampling
     from overture.schedules import Schedule as Schedule
 
 

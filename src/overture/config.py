@@ -1,7 +1,8 @@
-"""Configs are frozen dataclasses; this file turns them into JSON and back, and refuses what it does not know.
+"""Configs are frozen dataclasses; this file turns them into JSON and back, changes them, and refuses what it does not know.
 
-A field may be one of several components (``VectorConfig | LookupFreeConfig``). Such components carry a class variable
-``kind``, which is written beside their fields and chooses the class when they are read back.
+A field may hold one of several components (a quantizer, a perceptual loss). Its type is then a base class with an open
+list of ``components``: in JSON the component's name stands beside its fields as ``kind``, and on the command line the
+name alone chooses it. A component of somebody else is called ``module:Class``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import functools
 import json
 import types
 import typing
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from overture.errors import OvertureError, UsageError, nearest
+from overture.errors import UsageError, nearest
+from overture.registry import OpenList, strangers_code
 
-__all__ = ["differing_keys", "from_dict", "load_json", "option_names", "to_dict"]
+__all__ = ["changed", "differing_keys", "from_dict", "options", "to_dict"]
 
 C = TypeVar("C")
 
@@ -25,8 +27,8 @@ def to_dict(config: Any) -> Any:
     """A config as plain JSON values."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        kind = getattr(config, "kind", None)
-        return {"kind": kind, **fields} if isinstance(kind, str) and "kind" not in fields else fields
+        components = _components(type(config))
+        return {"kind": components.name_of(type(config)), **fields} if components else fields
     if isinstance(config, list | tuple):
         return [to_dict(item) for item in config]
     if isinstance(config, dict):
@@ -53,30 +55,26 @@ def from_dict(cls: type[C], data: Any, where: str = "config") -> C:
     return cls(**values)
 
 
-def load_json(cls: type[C], path: Path | str) -> C:
-    """Read a config file written with :func:`to_dict`."""
-    try:
-        data = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot read the config ({error.strerror})") from error
-    except ValueError as error:
-        raise OvertureError(f"{path}: not valid JSON ({error})") from error
-    return from_dict(cls, data, where=str(path))
+def changed(config: C, changes: Mapping[str, Any]) -> C:
+    """The config with some options changed, by dotted name: ``changed(run, {"prior.depth": 8, "seed": 1})``.
+
+    Values are plain ones, components (``"tokenizer.segments.0.quantizer": LookupFreeConfig()``), or text as on the
+    command line. All changes are made at once, so that only the result has to be valid.
+    """
+    return typing.cast(C, _changed(type(config), config, dict(changes), ""))
 
 
-def option_names(config: Any, prefix: str = "") -> list[str]:
-    """Every dotted option of a config: ``prior.depth``, ``data.source``, ..."""
-    names = []
+def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every dotted option of a config with the type and the value it has: ``prior.depth``, ``data.source``, ..."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        name = f"{prefix}{field.name}"
-        names.append(name)
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        yield name, _hints(typing.cast(Any, type(config)))[field.name], value
         if dataclasses.is_dataclass(value):
-            names += option_names(value, f"{name}.")
+            yield from options(value, f"{name}.")
         elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             for place, item in enumerate(value):
-                names += option_names(item, f"{name}.{place}.")
-    return names
+                yield f"{name}.{place}", type(item), item
+                yield from options(item, f"{name}.{place}.")
 
 
 def differing_keys(present: Any, wanted: Any, where: str = "") -> list[str]:
@@ -91,19 +89,27 @@ def differing_keys(present: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if present == wanted else [f"{where} was {present!r}, now {wanted!r}"]
 
 
+# -- one value ------------------------------------------------------------------------------------------------------
+
+
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def _components(hint: Any) -> OpenList | None:
+    found = getattr(hint, "components", None)
+    return found if isinstance(hint, type) and isinstance(found, OpenList) else None
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A plain value (or a config that is one already) as the type ``hint`` wants it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    components = _components(hint)
+    if hint is Any or ((components or dataclasses.is_dataclass(hint)) and isinstance(value, hint)):
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
-    if origin is typing.Annotated:
-        return _convert(arguments[0], value, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise UsageError(f"{where}: {value!r} is not a valid choice{nearest(str(value), map(str, arguments))}")
@@ -118,6 +124,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return items if origin is list else tuple(items)
     if origin is dict:
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if components:
+        return _component(components, value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -130,12 +138,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in choices:
         return None
-    components = {c.kind: c for c in choices if dataclasses.is_dataclass(c) and hasattr(c, "kind")}
-    if isinstance(value, dict) and components:
-        kind = value.get("kind")
-        if kind not in components:
-            raise UsageError(f"{where}: unknown kind {kind!r}{nearest(str(kind), components)}")
-        return from_dict(typing.cast(Any, components[kind]), value, where)
     errors = []
     for choice in choices:
         if choice is not type(None):
@@ -144,3 +146,85 @@ def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
             except UsageError as error:
                 errors.append(str(error))
     raise UsageError(errors[-1] if errors else f"{where}: {value!r} does not fit")
+
+
+def _component(components: OpenList, value: Any, where: str) -> Any:
+    """A component from its name, or from its fields with the name as ``kind``."""
+    data = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        raise UsageError(f"{where}: expected the kind of a {components.what}, got {value!r}")
+    try:
+        cls = components.get(data["kind"])
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    with strangers_code(f"{where}: {data['kind']}"):
+        return from_dict(cls, data, where)
+
+
+# -- changes --------------------------------------------------------------------------------------------------------
+
+
+def _changed(hint: Any, value: Any, changes: dict[str, Any], where: str) -> Any:
+    """``value`` with ``changes`` by dotted name below it; under the empty name, what replaces it whole."""
+    if "" in changes:
+        value = _convert(hint, _from_text(hint, changes.pop("")), where)
+    if not changes:
+        return value
+    if value is None:  # an option of a part that is not there: the part's defaults are the start
+        hint = next(choice for choice in typing.get_args(hint) if dataclasses.is_dataclass(choice))
+        value = hint()
+    below: dict[str, dict[str, Any]] = {}
+    for name, change in changes.items():
+        head, _, rest = name.partition(".")
+        below.setdefault(head, {})[rest] = change
+    if isinstance(value, tuple):
+        items = list(value)
+        for head, inner in below.items():
+            if not head.isdecimal() or int(head) >= len(items):
+                raise UsageError(f"{where}.{head}: there are {len(items)}, counted from 0")
+            items[int(head)] = _changed(type(items[int(head)]), items[int(head)], inner, f"{where}.{head}")
+        return tuple(items)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise UsageError(f"{where}: has no part '{next(iter(below))}'")
+    hints = _hints(type(value))
+    replaced = {}
+    for head, inner in below.items():
+        place = f"{where}.{head}" if where else head
+        if head not in hints:
+            names = [name for name, _, _ in options(value, f"{where}." if where else "")]
+            raise UsageError(f"unknown option '{place}'{nearest(place, names)}")
+        replaced[head] = _changed(hints[head], getattr(value, head), inner, place)
+    return dataclasses.replace(value, **replaced)
+
+
+def _from_text(hint: Any, value: Any) -> Any:
+    """What a text of the command line means where a ``hint`` is wanted; what is no text stays as it is."""
+    if not isinstance(value, str) or hint is str:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value.lower() == "none" and type(None) in arguments:
+            return None
+        meant = [_from_text(choice, value) for choice in arguments if choice is not type(None)]
+        return next((item for item in meant if not isinstance(item, str)), meant[0])
+    if origin in (tuple, list):
+        if value.lstrip().startswith("["):
+            return _json(value)
+        return [_from_text(arguments[0], word) for word in value.replace(",", " ").split()]
+    if hint is bool:
+        return {"true": True, "yes": True, "false": False, "no": False}.get(value.lower(), value)
+    if hint in (int, float):
+        try:
+            return hint(value)
+        except ValueError:
+            return value
+    if dataclasses.is_dataclass(hint) and value.lower() == "default":
+        return {}
+    return value
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -172,42 +172,45 @@ class Layout:
         return tuple(counts)
 
     @cached_property
-    def _token_columns(self) -> np.ndarray:
-        """Sequence index of every local position."""
-        return np.array([i for i, position in enumerate(self.positions) if not position.is_separator])
+    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sequence index of every local position, its offset, and a sequence of separators alone (0 elsewhere)."""
+        places = np.array([place for place, position in enumerate(self.positions) if not position.is_separator])
+        offsets = np.repeat(self.offsets, [len(segment) for segment in self.segments])
+        separators = np.array([position.low if position.is_separator else 0 for position in self.positions])
+        return places, offsets, separators
 
     @cached_property
-    def _local_offsets(self) -> np.ndarray:
-        return np.concatenate(
-            [np.full(len(segment), offset) for segment, offset in zip(self.segments, self.offsets, strict=True)]
-        )
+    def _columns_by_device(self) -> dict[Any, tuple[Any, ...]]:
+        return {}
+
+    def _columns_on(self, device: Any) -> tuple[Any, ...]:
+        """The same as tensors; copied to a device once, for a copy at every step would wait for an accelerator."""
+        import torch
+
+        if device not in self._columns_by_device:
+            self._columns_by_device[device] = tuple(torch.as_tensor(part, device=device) for part in self._columns)
+        return self._columns_by_device[device]
 
     def to_sequence(self, ids: Ids) -> Ids:
         """Local ids ``[..., T]`` (numpy or torch) -> sequence ids ``[..., L]``, int64."""
         array: Any = ids
         self._check_width(array, self.length, "local ids")
-        separators = np.array([position.low if position.is_separator else 0 for position in self.positions])
         if isinstance(array, np.ndarray):
+            places, offsets, separators = self._columns
             out = np.broadcast_to(separators, (*array.shape[:-1], self.sequence_length)).copy()
-            out[..., self._token_columns] = array + self._local_offsets
+            out[..., places] = array + offsets
             return out  # type: ignore[return-value]
-        import torch
-
-        filled = torch.as_tensor(separators, device=array.device).expand(*array.shape[:-1], -1).clone()
-        columns = torch.as_tensor(self._token_columns, device=array.device)
-        filled[..., columns] = array.long() + torch.as_tensor(self._local_offsets, device=array.device)
-        return filled  # type: ignore[return-value]
+        places, offsets, separators = self._columns_on(array.device)
+        filled = separators.expand(*array.shape[:-1], -1).clone()
+        filled[..., places] = array.long() + offsets
+        return filled
 
     def from_sequence(self, sequence: Ids) -> Ids:
         """Sequence ids ``[..., L]`` -> local ids ``[..., T]``; the inverse of :meth:`to_sequence`."""
         array: Any = sequence
         self._check_width(array, self.sequence_length, "sequence ids")
-        if isinstance(array, np.ndarray):
-            return array[..., self._token_columns] - self._local_offsets
-        import torch
-
-        columns = torch.as_tensor(self._token_columns, device=array.device)
-        return array[..., columns] - torch.as_tensor(self._local_offsets, device=array.device)
+        places, offsets, _ = self._columns if isinstance(array, np.ndarray) else self._columns_on(array.device)
+        return array[..., places] - offsets
 
     def check(self, ids: Any, what: str = "ids") -> None:
         """Refuse local ids ``[N, T]`` that this layout does not allow, naming the first offender."""

@@ -1,27 +1,29 @@
-"""Trained models by path, and the two together.
+"""Trained models by path, and the two together: classes in, images out.
 
 A path may be a model file, the directory it lies in, a run, or a hub id (``owner/repository`` with our files).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from overture.config import from_dict
+from overture.data.transforms import to_uint8
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
-from overture.priors.guidance import Guidance
+from overture.model_files import find_model, load_weights, read_metadata
 from overture.priors.model import Prior, PriorConfig
+from overture.priors.sampler import generate
+from overture.priors.sampling import Sampling
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenizer
-from overture.training.checkpoint import find_model, read_metadata, read_weights
 
-__all__ = ["Pipeline", "find_model", "load_prior", "load_tokenizer"]
+__all__ = ["Pipeline", "balanced_classes", "load_prior", "load_tokenizer"]
 
 Weights = Literal["raw", "ema"]
 
@@ -31,7 +33,7 @@ def load_tokenizer(path: str | Path, weights: Weights | None = None, device: str
     file = find_model(path, "tokenizer")
     metadata = read_metadata(file, "tokenizer")
     tokenizer = from_dict(TokenizerConfig, metadata["config"], where=f"{file}: config").build()
-    _load(tokenizer, file, weights or metadata.get("use_weights", "ema"))
+    load_weights(tokenizer, file, weights or metadata.get("use_weights", "ema"))
     return tokenizer.to(device)
 
 
@@ -41,18 +43,8 @@ def load_prior(path: str | Path, weights: Weights = "raw", device: str | torch.d
     metadata = read_metadata(file, "prior")
     config = from_dict(PriorConfig, metadata["config"], where=f"{file}: config")
     prior = config.build(Layout.from_dict(metadata["layout"]))
-    _load(prior, file, weights)
+    load_weights(prior, file, weights)
     return prior.to(device)
-
-
-def _load(module: torch.nn.Module, file: Path, weights: str) -> None:
-    if weights not in ("raw", "ema"):
-        raise UsageError(f"weights '{weights}' are none of raw, ema")
-    try:
-        module.load_state_dict(read_weights(file, weights))
-    except RuntimeError as error:
-        raise OvertureError(f"{file}: does not fit its own config ({' '.join(str(error).split())})") from error
-    module.eval().requires_grad_(False)
 
 
 class Pipeline:
@@ -67,36 +59,116 @@ class Pipeline:
         self.tokenizer, self.prior = tokenizer, prior
 
     @classmethod
-    def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Pipeline:
-        """Both models of a run, with the weights that published numbers use (tokenizer EMA unless its file says, prior raw)."""
-        return cls(load_tokenizer(run, device=device), load_prior(run, device=device))
+    def load(
+        cls,
+        run: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        tokenizer: str | Path | None = None,
+        prior: str | Path | None = None,
+        prior_weights: Weights = "raw",
+    ) -> Pipeline:
+        """Both models of a run, with the weights that published numbers use (tokenizer EMA unless its file says, prior raw).
 
-    def __call__(
+        ``tokenizer`` and ``prior`` are paths of either, if not the run's.
+        """
+        return cls(load_tokenizer(tokenizer or run, device=device), load_prior(prior or run, prior_weights, device))
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the tokens between the two."""
+        return self.prior.layout
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.prior.token_embedding.weight.device
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, batch_size: int = 100) -> Tensor:
+        """Local ids ``[N, T]`` -> images uint8 ``[N, C, H, W]`` on the CPU."""
+        self.layout.check(ids)
+        parts = [self.tokenizer.decode_valid(part.to(self.device)) for part in ids.split(batch_size)]
+        return torch.cat([to_uint8(part).cpu() for part in parts])
+
+    def sample_ids(
         self,
         class_ids: Sequence[int] | Tensor,
+        sampling: Sampling = Sampling(),
         *,
-        seed: int | None = None,
-        guidance: Guidance | float | None = None,
-        temperature: float | Mapping[str, float] = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 64,
         prefix: Tensor | None = None,
         fixed: Tensor | None = None,
         dtype: torch.dtype | None = None,
+    ) -> Iterator[Tensor]:
+        """Batches of local ids ``[b, T]`` of the given classes: images ``first``, ``first + 1``, ... of a ``seed``.
+
+        The one loop that samples in batches: an image depends on its class, its index, the seed and the
+        :class:`Sampling` alone, not on ``batch_size``. ``prefix`` and ``fixed`` (``[N, ..]`` sequence ids) and ``dtype``
+        are as in :func:`overture.priors.sampler.generate`.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch size is {batch_size}, needs >= 1")
+        classes = _check_classes(class_ids, self.prior)
+        for start in range(0, len(classes), batch_size):
+            rows = slice(start, start + batch_size)
+            sequence = generate(
+                self.prior,
+                classes[rows],
+                sampling,
+                seed=seed,
+                first=first + start,
+                prefix=None if prefix is None else prefix[rows],
+                fixed=None if fixed is None else fixed[rows],
+                dtype=dtype,
+            )
+            yield self.layout.from_sequence(sequence)
+
+    @torch.inference_mode()
+    def sample(
+        self, class_ids: Sequence[int] | Tensor, sampling: Sampling = Sampling(), **options: Unpack[SampleOptions]
+    ) -> Iterator[Tensor]:
+        """Batches of images uint8 ``[b, C, H, W]`` on the CPU; the parameters are those of :meth:`sample_ids`."""
+        for ids in self.sample_ids(class_ids, sampling, **options):
+            yield to_uint8(self.tokenizer.decode_valid(ids)).cpu()
+
+    def __call__(
+        self, class_ids: Sequence[int] | Tensor, sampling: Sampling = Sampling(), **options: Unpack[SampleOptions]
     ) -> Tensor:
-        """Images ``[B, C, H, W]`` in [-1, 1] of the given classes; the same ``seed`` and batch give the same images."""
-        device = self.prior.token_embedding.weight.device
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-        sequence = self.prior.generate(
-            class_ids,
-            guidance=guidance,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            prefix=prefix,
-            fixed=fixed,
-            generator=generator,
-            dtype=dtype,
-        )
-        with torch.no_grad():
-            return self.tokenizer.decode(self.prior.layout.from_sequence(sequence)).clamp(-1, 1)
+        """Images uint8 ``[N, C, H, W]`` of the given classes, all at once; the parameters are those of :meth:`sample_ids`.
+
+        Unlike there, "unconditional" is no class here: all have to be those of the data.
+        """
+        classes = _check_classes(class_ids, self.prior)
+        if (classes == self.prior.unconditional).any():
+            raise UsageError(
+                f"class {self.prior.unconditional} is out of range, the model knows 0..{self.prior.unconditional - 1}"
+            )
+        return torch.cat(list(self.sample(classes, sampling, **options)))
+
+
+class SampleOptions(TypedDict, total=False):
+    """The optional parameters of :meth:`Pipeline.sample_ids`."""
+
+    seed: int
+    first: int
+    batch_size: int
+    prefix: Tensor | None
+    fixed: Tensor | None
+    dtype: torch.dtype | None
+
+
+def _check_classes(class_ids: Sequence[int] | Tensor, prior: Prior) -> Tensor:
+    """Classes as integers ``[N]``; refuses anything else, and classes that the prior does not know."""
+    classes = torch.as_tensor(class_ids)
+    if classes.ndim != 1 or len(classes) == 0 or classes.is_floating_point() or classes.dtype == torch.bool:
+        raise UsageError(f"classes are {classes.dtype} of shape {list(classes.shape)}, need at least one integer [N]")
+    prior.check_classes(classes)
+    return classes.long()
+
+
+def balanced_classes(samples: int, num_classes: int) -> Tensor:
+    """Every class equally often (to within one), in turn."""
+    return torch.arange(samples) % num_classes

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from overture.errors import UsageError, nearest
+from overture.registry import resolve, strangers_code
 
-__all__ = ["FAMILIES", "Schedule"]
+__all__ = ["FAMILIES", "CodebookConfig", "Schedule"]
 
 FAMILIES = ("uniform", "linear", "power", "geometric", "cosine", "steps")
 
@@ -91,20 +92,29 @@ class Schedule:
     def from_name(
         cls, name: str, positions: int, k_min: int = 2, k_max: int = 16384, exponent: float = 2.0
     ) -> Schedule:
-        """A family by its name, as the command line and configs give it."""
-        if name == "uniform":
-            return cls.uniform(positions, k_max)
-        if name == "linear":
-            return cls.linear(positions, k_min, k_max)
-        if name == "power":
-            return cls.power(positions, k_min, k_max, exponent)
-        if name == "geometric":
-            return cls.geometric(positions, k_min, k_max)
-        if name == "cosine":
-            return cls.cosine(positions, k_min, k_max)
-        if name == "steps":
-            return cls.steps(positions, k_max)
-        raise UsageError(f"unknown schedule '{name}'{nearest(name, FAMILIES)}")
+        """A growth law by its name, as the command line and configs give it.
+
+        Anyone's ``module:function`` is called with (positions, k_min, k_max) and returns a schedule or the sizes.
+        """
+        families: dict[str, Callable[[], Schedule]] = {
+            "uniform": lambda: cls.uniform(positions, k_max),
+            "linear": lambda: cls.linear(positions, k_min, k_max),
+            "power": lambda: cls.power(positions, k_min, k_max, exponent),
+            "geometric": lambda: cls.geometric(positions, k_min, k_max),
+            "cosine": lambda: cls.cosine(positions, k_min, k_max),
+            "steps": lambda: cls.steps(positions, k_max),
+        }
+        if name in families:
+            return families[name]()
+        if ":" not in name:
+            raise UsageError(f"unknown schedule '{name}'{nearest(name, FAMILIES)}, or write module:function")
+        law = resolve(name)
+        with strangers_code(name):
+            made = law(positions, k_min, k_max)
+            schedule = made if isinstance(made, Schedule) else cls(tuple(made), name)
+        if len(schedule) != positions:
+            raise UsageError(f"schedule {name}: gave {len(schedule)} sizes for {positions} positions")
+        return schedule
 
     # -- modifiers and budgets --------------------------------------------------------------------------------------
 
@@ -163,6 +173,25 @@ class Schedule:
         ``None`` when even the whole sequence cannot.
         """
         return predicted_cliff(self.sizes, images)
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """Codebook size at every position: a growth law by name (or ``module:function``), or the ``explicit`` list."""
+
+    schedule: str = "uniform"
+    k_min: int = 2
+    k_max: int = 16384
+    exponent: float = 2.0
+    explicit: tuple[int, ...] = ()
+
+    def build(self, positions: int) -> Schedule:
+        """The schedule over ``positions`` positions."""
+        if self.schedule != "explicit":
+            return Schedule.from_name(self.schedule, positions, self.k_min, self.k_max, self.exponent)
+        if len(self.explicit) != positions:
+            raise UsageError(f"explicit codebook sizes: {len(self.explicit)} given, the segment has {positions}")
+        return Schedule.explicit(self.explicit)
 
 
 def predicted_cliff(sizes: Sequence[int], images: int) -> int | None:

@@ -18,7 +18,8 @@ from overture.analysis.style import (
     new_figure,
     note,
 )
-from overture.errors import OvertureError, UsageError
+from overture.errors import UsageError
+from overture.files import replacing
 from overture.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -48,12 +49,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = check_figure_path(path)
     kind = path.suffix.lower().removeprefix(".")
     undated = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "overture"}):
-            figure.savefig(path, format=kind, dpi=160, metadata=undated)
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot write the figure ({error.strerror})") from error
+    with replacing(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "overture"}):
+        figure.savefig(temporary, format=kind, dpi=160, metadata=undated)
 
 
 def schedule_figure(schedule: Schedule, images: int) -> Figure:

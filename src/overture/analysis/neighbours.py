@@ -13,10 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from overture.analysis.entries import ReportEntry
 from overture.errors import OvertureError
+from overture.evaluation.networks import FeatureNetwork
+from overture.pictures import picture_grid
+from overture.pipeline import Pipeline, balanced_classes
+from overture.priors.sampling import Sampling
 
-__all__ = ["Neighbours", "nearest_by_features", "nearest_by_tokens", "suspicious_share"]
+__all__ = ["NeighbourStudy", "Neighbours", "nearest_by_features", "nearest_by_tokens", "study", "suspicious_share"]
 
 CHUNK = 2048
 QUANTILE = 0.01
@@ -31,6 +37,95 @@ class Neighbours:
     places_N: Tensor
     distances_N: Tensor
     """Euclidean distance of features, or the number of tokens that differ."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourStudy:
+    """How near samples lie to training images, beside how near held-out images do."""
+
+    features: dict[str, Any]
+    """See :func:`suspicious_share`, by the judge's features."""
+    tokens: dict[str, Any]
+    """The same, by the number of tokens that differ."""
+    samples: int
+    training_images: int
+    pictures: Tensor
+    """uint8 ``[3, n, C, H, W]``: the samples nearest to training, their neighbours by features and by tokens."""
+    settings: dict[str, Any]
+    """How it was measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        counts = {"samples": self.samples, "training_images": self.training_images}
+        return {**counts, **self.settings, "features": self.features, "tokens": self.tokens}
+
+    def describe(self) -> str:
+        """One line by features and one by tokens."""
+        units = (("features", self.features, "distance"), ("tokens", self.tokens, "tokens that differ"))
+        return "\n".join(
+            f"{kind}: {part['suspicious_share']:.1%} of {self.samples} samples nearer to training than 99 % of "
+            f"held-out images; median {unit} {part['median']:.4g}, held-out {part['held_out_median']:.4g}; "
+            f"{part['exact_copies']} exact copies"
+            for kind, part, unit in units
+        )
+
+    def entries(self) -> list[ReportEntry]:
+        """The samples that lie nearest, over their neighbours."""
+        caption = (
+            f"Above: the samples that lie nearest to a training image, of {self.samples:,}. Below each: the nearest of "
+            f"{self.training_images:,} training images in the judge's features, and by tokens. Nearer than 99 % of "
+            f"held-out images: {self.features['suspicious_share']:.1%} of the samples by features, "
+            f"{self.tokens['suspicious_share']:.1%} by tokens (chance: 1 %). Guidance {self.settings['guidance']}."
+        )
+        picture = picture_grid(self.pictures.flatten(0, 1), self.pictures.shape[1])
+        return [ReportEntry("neighbours", "Nearest training images", caption, picture, self.to_dict())]
+
+
+def study(
+    pipe: Pipeline,
+    training_MT: Tensor,
+    held_out_KT: Tensor,
+    judge: FeatureNetwork,
+    *,
+    samples: int = 200,
+    sampling: Sampling = Sampling(),
+    pictures: int = 12,
+    batch_size: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> NeighbourStudy:
+    """Sample images of balanced classes and find the nearest training image of each; local ids ``[M, T]``, ``[K, T]``.
+
+    All images are decoded from their tokens, so that what the tokenizer loses plays no part.
+    """
+    classes = balanced_classes(samples, pipe.prior.config.num_classes)
+    drawn = pipe.sample_ids(classes, sampling, seed=seed, batch_size=batch_size)
+    sample_ids = torch.cat([ids.cpu() for ids in tqdm(drawn, desc="sampling", unit="batch", disable=not progress)])
+
+    def features(ids: Tensor, what: str) -> Tensor:
+        batches = tqdm(ids.split(batch_size), desc=what, unit="batch", disable=not progress)
+        return torch.cat([judge(pipe.decode(part)).cpu() for part in batches])
+
+    training = features(training_MT, "training images")
+    by_features = nearest_by_features(features(sample_ids, "samples"), training)
+    by_tokens = nearest_by_tokens(sample_ids, training_MT)
+    yardstick = nearest_by_features(features(held_out_KT, "held-out images"), training)
+    order = by_features.distances_N.argsort()[:pictures]
+    columns = [sample_ids[order], training_MT[by_features.places_N[order]], training_MT[by_tokens.places_N[order]]]
+    return NeighbourStudy(
+        features=suspicious_share(by_features, yardstick),
+        tokens=suspicious_share(by_tokens, nearest_by_tokens(held_out_KT, training_MT)),
+        samples=samples,
+        training_images=len(training_MT),
+        pictures=torch.stack([pipe.decode(column) for column in columns]),
+        settings={
+            "held_out_images": len(held_out_KT),
+            "judge": judge.name,
+            "judge_hash": judge.weights_hash,
+            **sampling.to_dict(),
+            "seed": seed,
+        },
+    )
 
 
 def nearest_by_features(samples_ND: Tensor, training_MD: Tensor) -> Neighbours:

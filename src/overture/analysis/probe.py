@@ -12,17 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from overture.analysis.entries import ReportEntry
+from overture.analysis.style import curve_style, dress, legend, new_figure, token_axis
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 
-__all__ = ["ProbeData", "ProbeResult", "fit_linear", "prefix_lengths", "probe", "wilson_interval"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ProbeData", "ProbeResult", "ProbeStudy", "fit_linear", "prefix_lengths", "study", "wilson_interval"]
 
 CHUNK = 8192
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -78,13 +83,53 @@ class ProbeResult:
         return asdict(self) | {"interval": list(self.interval)}
 
 
+@dataclass(frozen=True)
+class ProbeStudy:
+    """Every probe that was fitted."""
+
+    results: tuple[ProbeResult, ...]
+    train_images: int
+    test_images: int
+    classes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        counts = {"train_images": self.train_images, "test_images": self.test_images, "classes": self.classes}
+        return {**counts, "results": [result.to_dict() for result in self.results]}
+
+    def describe(self) -> str:
+        """A table."""
+        lines = [
+            f"{self.train_images:,} training and {self.test_images:,} test images, {self.classes} classes",
+            "",
+            f"{'segment':<12} {'tokens':>6}  {'features':<8} {'top-1':>7}  {'95 % interval':>15}  {'top-5':>7}  {'training':>8}",
+        ]
+        for result in self.results:
+            low, high = result.interval
+            top5 = "-" if result.top5 is None else f"{result.top5:.2%}"
+            lines.append(
+                f"{result.segment:<12} {result.tokens:>6}  {result.features:<8} {result.top1:>7.2%}  "
+                f"{f'{low:.2%} .. {high:.2%}':>15}  {top5:>7}  {result.train_top1:>8.2%}"
+            )
+        return "\n".join(lines)
+
+    def entries(self) -> list[ReportEntry]:
+        """The accuracies against n."""
+        caption = (
+            f"Logistic regression on the first n tokens of {self.train_images:,} training images, tested on "
+            f"{self.test_images:,} held-out ones, {self.classes} classes. Bands: 95 % intervals for the number of test "
+            "images."
+        )
+        return [ReportEntry("probe", "Linear probe", caption, _figure(self.results), self.to_dict())]
+
+
 def prefix_lengths(positions: int) -> tuple[int, ...]:
     """1, 2, 4, ... and all of them."""
     doubled = [2**power for power in range(positions.bit_length()) if 2**power < positions]
     return (*doubled, positions)
 
 
-def probe(
+def study(
     data: ProbeData,
     lengths: Sequence[int] = (),
     *,
@@ -93,7 +138,7 @@ def probe(
     segments: Sequence[str] = (),
     device: torch.device | str = "cpu",
     progress: bool = False,
-) -> list[ProbeResult]:
+) -> ProbeStudy:
     """Probe the first n tokens for every n of ``lengths`` (default: 1, 2, 4, ... all).
 
     ``codes`` gives the code vectors ``[B, T, Z]`` of ids ``[B, T]``. ``segments`` are probed by themselves; by default
@@ -122,7 +167,7 @@ def probe(
         if (places, kind) not in known:
             known[places, kind] = _probe_one(data, name, places, kind, codes, torch.device(device))
         results.append(replace(known[places, kind], segment=name))
-    return results
+    return ProbeStudy(tuple(results), len(data.train_ids), len(data.test_ids), data.classes)
 
 
 def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -238,3 +283,23 @@ def _right(head: LinearHead, rows: Tensor, labels_N: Tensor) -> tuple[int, int]:
         best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices == labels_B[:, None]
         first, five = first + int(best[:, 0].sum()), five + int(best.any(dim=1).sum())
     return first, five
+
+
+def _figure(results: Sequence[ProbeResult]) -> Figure:
+    """Top-1 accuracy of the probes against n, one curve for each segment and kind of features."""
+    curves: dict[tuple[str, str], list[ProbeResult]] = {}
+    for result in results:
+        curves.setdefault((result.segment, result.features), []).append(result)
+    figure, (axes,) = new_figure(1)
+    for place, ((segment, features), points) in enumerate(curves.items()):
+        where = "first tokens" if segment == "all" else segment
+        label = f"{where}, {'code vectors' if features == 'codes' else 'one-hot ids'}"
+        lengths = [point.tokens for point in points]
+        style = curve_style(place)
+        axes.plot(lengths, [100 * point.top1 for point in points], label=label, **style)
+        low, high = ([100 * point.interval[side] for point in points] for side in (0, 1))
+        axes.fill_between(lengths, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    token_axis(axes, [result.tokens for result in results])
+    dress(axes, "Linear probe", "tokens n", "top-1 accuracy, percent")
+    legend(axes)
+    return figure

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "FAINT", "GRID", "INK", "MARKERS", "MUTED", "curve_style", "dress", "new_figure", "note"]
+__all__ = [
+    "COLOURS",
+    "FAINT",
+    "GRID",
+    "INK",
+    "MARKERS",
+    "MUTED",
+    "curve_style",
+    "dress",
+    "legend",
+    "new_figure",
+    "note",
+    "token_axis",
+]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b38600", "#4d4dff")
 """After Okabe and Ito: told apart by colour-blind readers, dark enough for thin lines on white."""
@@ -64,3 +78,20 @@ def note(axes: Axes, text: str, at: tuple[float, float], **how: Any) -> None:
     """Small text at a data point; ``how`` goes to ``annotate``."""
     options = {"xytext": (0, 0), "fontsize": SMALL_SIZE, "color": MUTED, **how}
     axes.annotate(text, xy=at, textcoords="offset points", **options)
+
+
+def legend(axes: Axes) -> None:
+    """The curves' names, small and without a frame."""
+    axes.legend(frameon=False, fontsize=SMALL_SIZE)
+
+
+def token_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    """Doubling counts evenly spaced, with 0 in front where there is one."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    shown = sorted(set(lengths))
+    axes.set_xlim(shown[0] - 0.15, shown[-1] * 1.1 + 0.1)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(shown, [str(length) for length in shown])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,131 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from overture.runs.config import RunConfig
+    from overture.analysis.entries import InstrumentResult
+    from overture.data.ids import LoadedIds
+    from overture.evaluation.networks import FeatureNetwork
+    from overture.layout import Layout
+    from overture.priors.sampling import Sampling
+    from overture.runs.directory import RunDirectory
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+def add_instrument(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
+    """What every instrument takes: ``--out``, ``--plot``, ``--device`` and ``--json``."""
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="figures and numbers (default: RUN/instruments)")
+    if plot:
+        parser.add_argument("--plot", type=Path, metavar="OUT", help="draw it: .png, .svg or .pdf")
+    add_output(parser)
+
+
+def add_output(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """``--device`` and ``--json``."""
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How samples are drawn."""
+    parser.add_argument("--guidance", help="'1.5', 'cosine 4 power 1.5', 'prologue: 0.7, visual: 3' (default: none)")
+    parser.add_argument("--temperature", help="'0.9', or 'prologue: 0.7, visual: 0.9' (default: 1.0)")
+    parser.add_argument("--top-k", type=int, help="keep the k likeliest ids (default: 0, all)")
+    parser.add_argument("--top-p", type=float, help="keep the nucleus of this probability (default: 1, all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="no sample depends on it (default: %(default)s)")
+
+
+def read_sampling(options: argparse.Namespace, start: Sampling | None = None) -> Sampling:
+    """What the options of :func:`add_sampling` say, over ``start``."""
+    from overture.priors.sampling import Sampling
+
+    known = start or Sampling()
+    words = known.to_dict()
+    return Sampling.parse(
+        words["guidance"] if options.guidance is None else options.guidance,
+        words["temperature"] if options.temperature is None else options.temperature,
+        known.top_k if options.top_k is None else options.top_k,
+        known.top_p if options.top_p is None else options.top_p,
+    )
+
+
+def at_least(options: argparse.Namespace, **limits: int) -> None:
+    """Refuse numbers below their limits, by the name of the option; options that were not given pass."""
+    for name, least in limits.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, needs >= {least}")
+
+
+def parse_numbers(text: str | None, option: str, kind: type = int) -> tuple[Any, ...]:
+    """``0,1,4`` as ascending numbers without repetition; nothing for no text."""
+    try:
+        return tuple(sorted({kind(word) for word in text.split(",")})) if text else ()
+    except ValueError:
+        example = "1,2,4" if kind is int else "1,1.5,2"
+        raise UsageError(f"{option} {text}: give numbers such as {example}") from None
+
+
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The device of ``--device``."""
+    from overture.processes import choose_device
+
+    return choose_device(options.device)
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+def open_run(path: str | Path) -> RunDirectory:
+    """The run directory called ``path``."""
+    from overture.runs.directory import RunDirectory
+
+    run = RunDirectory(path)
+    if not run.is_run:
+        raise UsageError(f"{path}: not a run directory (no config.json)")
+    return run
+
+
+def open_judge(run: RunDirectory, network: str | None, device: torch.device) -> FeatureNetwork:
+    """The network that ``--network`` names, else the run's own judge."""
+    from overture.evaluation.networks import load_network
+
+    if network is None and not run.judge.is_file():
+        raise UsageError(f"{run.root}: holds no judge; give one with --network domain:FILE")
+    return load_network(network or f"domain:{run.judge}", device)
+
+
+def drawn_tokens(path: Path, count: int | None = None, layout: Layout | None = None) -> tuple[Tensor, Tensor]:
+    """``count`` rows of a token file (default: all), drawn from all of it: local ids ``[N, T]`` and labels ``[N]``."""
+    import torch
+
+    from overture.data.order import some_of
+
+    loaded = labelled_ids(path)
+    if layout is not None and loaded.layout != layout:
+        raise OvertureError(f"{path}: its layout ({loaded.layout}) is not that of the model ({layout})")
+    if count is not None and count > len(loaded.ids):
+        raise UsageError(f"{path}: asked for {count:,} rows but it has {len(loaded.ids):,}")
+    rows = some_of(len(loaded.ids), count)
+    assert loaded.labels is not None
+    return torch.from_numpy(loaded.ids[rows].astype("int64")), torch.from_numpy(loaded.labels[rows])
+
+
+def labelled_ids(path: Path) -> LoadedIds:
+    """A token file that has labels and a layout."""
+    from overture.data.ids import load_ids
+
+    loaded = load_ids(path)
+    if loaded.labels is None:
+        raise OvertureError(f"{path}: holds no labels")
+    if loaded.layout is None:
+        raise OvertureError(f"{path}: holds no layout; make a token file of it (overture tokenize)")
+    return loaded
+
+
+# -- results --------------------------------------------------------------------------------------------------------
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -20,81 +145,30 @@ def print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, allow_nan=False))
 
 
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """``0,1,4`` as ascending numbers without repetition."""
-    try:
-        return tuple(sorted({int(word) for word in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"{option} {text}: give whole numbers such as 1,2,4") from None
+def check_plot(options: argparse.Namespace) -> None:
+    """Refuse a figure that cannot be written, before the work."""
+    if options.plot:
+        from overture.analysis.figures import check_figure_path
+
+        check_figure_path(options.plot)
 
 
-def find_judge(run: Path) -> Path:
-    """The judge of a run: beside it when a recipe has several runs, else in it."""
-    judge = find_networks(run) / "judge.safetensors"
-    if not judge.is_file():
-        raise UsageError(f"{run}: holds no judge; give one with --network domain:FILE")
-    return judge
+def finish(
+    options: argparse.Namespace, result: InstrumentResult, about: dict[str, Any], run: RunDirectory | None = None
+) -> int:
+    """Draw, leave the figures in the run for its report or where ``--out`` says, print."""
+    from overture.analysis.entries import save_entries
+    from overture.analysis.figures import save_figure
 
-
-def find_networks(run: Path) -> Path:
-    """The folder of a run's networks and of the reference that it reports against."""
-    own = run.resolve() / "networks"
-    return own if own.is_dir() else own.parent.parent / "networks"
-
-
-def model_hashes(path: str | Path, *kinds: str) -> dict[str, str]:
-    """``tokenizer_hash`` and ``prior_hash``: which models a number is of."""
-    from overture.training.checkpoint import find_model, read_metadata
-
-    return {f"{kind}_hash": read_metadata(find_model(path, kind), kind)["weights_hash"] for kind in kinds}
-
-
-def read_run_config(root: Path) -> RunConfig:
-    """The resolved config of a run."""
-    from overture.config import from_dict
-    from overture.runs.config import RunConfig
-
-    path = root / "config.json"
-    try:
-        return from_dict(RunConfig, json.loads(path.read_text()), str(path))
-    except OSError as error:
-        raise UsageError(f"{root}: not a run directory (no readable config.json)") from error
-    except ValueError as error:
-        raise OvertureError(f"{path}: damaged ({error})") from error
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the accelerator if there is one."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device '{name}' cannot be used ({str(error).splitlines()[0]})") from error
-
-
-def check_image_place(out: Path) -> None:
-    """Refuse a place that :func:`save_images` has no format for, before the work."""
-    if out.suffix not in (".png", ".npz", ""):
-        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), or a folder")
-
-
-def save_images(images: Tensor, labels: Tensor, out: Path, columns: int = 8) -> None:
-    """uint8 ``[N, C, H, W]`` as one PNG grid, an ADM-style ``.npz`` (``arr_0`` NHWC, ``arr_1`` labels), or a folder."""
-    import numpy as np
-
-    from overture.runs.pictures import picture_grid
-
-    check_image_place(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        picture_grid(images, min(columns, len(images))).save(out)
-    elif out.suffix == ".npz":
-        np.savez(out, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    folder = options.out or (run.instruments if run else None)
+    if folder is not None:
+        save_entries(result, folder, about)
+    if getattr(options, "plot", None):
+        save_figure(result.entries()[0].drawing, options.plot)  # type: ignore[arg-type]
+    if options.json:
+        print_json({**about, **result.to_dict()})
     else:
-        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-            folder = out / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            picture_grid(image[None], 1, gap=0).save(folder / f"{number:06d}.png")
+        print(result.describe())
+        if folder is not None:
+            print(f"figures: {folder}")
+    return 0

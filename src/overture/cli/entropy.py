@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overture.cli.common import at_least, check_plot, drawn_tokens, open_run, print_json
+from overture.data.order import some_of
 from overture.errors import OvertureError, UsageError
+from overture.schedules import predicted_cliff
 
 if TYPE_CHECKING:
     from overture.analysis.entropy import ConditionalEntropy
-    from overture.analysis.predictive import Prediction
+    from overture.analysis.expectations import Expectations
 
 LONG_TABLE = 20
 """Positions shown before the cliff; of more, the first and the last ones."""
@@ -31,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="token files, .npy, .npz, .txt, or runs")
     parser.add_argument("--images", type=int, metavar="N", help="predict the cliff for N images (default: the rows)")
-    parser.add_argument("--rows", type=int, metavar="N", help="use the first N rows only")
+    parser.add_argument("--rows", type=int, metavar="N", help="use N rows, drawn at random")
     parser.add_argument(
         "--codebook-size", type=int, metavar="K", help="of files without a layout (default: largest id + 1)"
     )
@@ -58,153 +62,99 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every file, then print and draw."""
-    from overture.analysis.figures import check_figure_path, entropy_figure, save_figure
-    from overture.cli.common import print_json
+    from overture.analysis.figures import entropy_figure, save_figure
 
-    for name in ("images", "rows", "codebook_size", "text_tokens", "prior_rows"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}, needs >= 1")
-    if options.plot:
-        check_figure_path(options.plot)
+    at_least(options, images=1, rows=1, codebook_size=1, text_tokens=1, prior_rows=1)
+    check_plot(options)
     results: dict[Path, ConditionalEntropy] = {}
     for path in sorted(options.files, key=_is_text):  # texts take their length from the others
         print(f"{path}: measuring", file=sys.stderr, flush=True)
-        if _is_text(path):
-            results[path] = measure_text(path, options, next(iter(results.values()), None))
-        else:
-            results[path] = measure(path / "tokens" / "train.tokens" if path.is_dir() else path, options)
+        result = measure_text(path, options, results) if _is_text(path) else measure(path, options)
+        if options.images:
+            result = replace(result, predicted_cliff=predicted_cliff(result.sizes, options.images))
+        results[path] = result
     results = {path: results[path] for path in options.files}
-    predictions = {path: measure_prior(path, options) for path in options.files if path.is_dir()}
+    expected = {path: measure_prior(path, options) for path in options.files if path.is_dir()}
     if options.plot:
         save_figure(entropy_figure(dict(zip(_short_names(list(results)), results.values(), strict=True))), options.plot)
         print(f"figure written to {options.plot}", file=sys.stderr)
     if options.json:
-        data = [
-            {
-                "file": str(path),
-                "images": options.images or result.rows,
-                **result.to_dict(),
-                **({"prior": prior_record(path, predictions[path])} if path in predictions else {}),
-            }
-            for path, result in results.items()
-        ]
-        print_json(data[0] if len(options.files) == 1 else {"results": data})
-    else:
-        parts = []
+        data = []
         for path, result in results.items():
-            parts.append(describe(str(path), result, options.images))
-            if path in predictions:
-                parts.append(describe_prior(predictions[path]))
-        print("\n\n".join(parts))
+            about = {"file": str(path), "images": options.images or result.rows, **result.to_dict()}
+            data.append({**about, "prior": expected[path][1]} if path in expected else about)
+        print_json(data[0] if len(options.files) == 1 else {"results": data})
+        return 0
+    parts = []
+    for path, result in results.items():
+        parts.append(describe(str(path), result, options.images))
+        parts += [expected[path][0].describe()] if path in expected else []
+    print("\n\n".join(parts))
     return 0
 
 
 def measure(path: Path, options: argparse.Namespace) -> ConditionalEntropy:
-    """The result of one file, as the options ask."""
-    from dataclasses import replace
-
+    """The result of one file or run, as the options ask."""
     from overture.analysis.entropy import conditional_entropy
-    from overture.data import load_ids
-    from overture.schedules import predicted_cliff
+    from overture.data.ids import load_ids
+    from overture.runs.directory import RunDirectory
 
+    path = RunDirectory(path).tokens("train") if path.is_dir() else path
     loaded = load_ids(path)
     if loaded.layout is not None and options.codebook_size:
         raise UsageError(f"{path}: the file knows its codebook sizes; leave out --codebook-size")
     if options.per_class and loaded.labels is None:
         raise UsageError(f"{path}: --per-class needs labels, this file has none")
-    labels = loaded.labels[: options.rows] if options.per_class and loaded.labels is not None else None
-    _check_rows(path, len(loaded.ids), options)
+    rows = _drawn_rows(path, len(loaded.ids), options)
+    labels = loaded.labels[rows] if options.per_class and loaded.labels is not None else None
     try:
-        result = conditional_entropy(
-            loaded.ids[: options.rows], layout=loaded.layout, sizes=options.codebook_size, labels=labels
-        )
+        result = conditional_entropy(loaded.ids[rows], layout=loaded.layout, sizes=options.codebook_size, labels=labels)
     except OvertureError as error:
         raise type(error)(f"{path}: {error}") from error
     if loaded.layout is None and options.codebook_size is None:
         known = f"K = {max(result.sizes):,} (largest id + 1) at every position; --codebook-size tells it better"
         print(f"{path}: no layout in this file, so {known}", file=sys.stderr)
-    if options.images:
-        result = replace(result, predicted_cliff=predicted_cliff(result.sizes, options.images))
     return result
 
 
-def measure_text(path: Path, options: argparse.Namespace, like: ConditionalEntropy | None) -> ConditionalEntropy:
-    """The result of a text in rows as long as those of ``like``."""
-    from dataclasses import replace
-
+def measure_text(path: Path, options: argparse.Namespace, others: dict[Path, ConditionalEntropy]) -> ConditionalEntropy:
+    """The result of a text in rows as long as those of the first other file."""
     from overture.analysis.entropy import conditional_entropy
     from overture.analysis.text import text_rows
-    from overture.schedules import predicted_cliff
 
+    if options.per_class or options.codebook_size:
+        raise UsageError(
+            f"{path}: a text has no classes, and knows its codes: no --per-class or --codebook-size for it"
+        )
+    like = next(iter(others.values()), None)
     positions = options.text_tokens or (like.positions if like else TEXT_TOKENS)
     ids, size = text_rows(path, positions, options.text_tokenizer)
-    _check_rows(path, len(ids), options)
-    result = conditional_entropy(ids[: options.rows], sizes=size)
-    if options.images:
-        result = replace(result, predicted_cliff=predicted_cliff(result.sizes, options.images))
-    return result
+    return conditional_entropy(ids[_drawn_rows(path, len(ids), options)], sizes=size)
 
 
-def _check_rows(path: Path, rows: int, options: argparse.Namespace) -> None:
-    if options.rows is not None and options.rows > rows:
+def _drawn_rows(path: Path, rows: int, options: argparse.Namespace) -> Any:
+    if options.rows is None:
+        return slice(None)
+    if options.rows > rows:
         raise UsageError(f"{path}: --rows is {options.rows:,}, the file has {rows:,}")
+    return some_of(rows, options.rows)
 
 
-def measure_prior(run: Path, options: argparse.Namespace) -> dict[str, Prediction]:
+def measure_prior(path: Path, options: argparse.Namespace) -> tuple[Expectations, dict[str, Any]]:
     """What the prior of a run expects of training and of held-out tokens; its report shows it from then on."""
-    import torch
-
-    from overture.analysis.curves import predictive_figure
-    from overture.analysis.figures import save_figure
-    from overture.analysis.predictive import predict
-    from overture.data import load_ids
+    from overture.analysis.entries import save_entries
+    from overture.analysis.expectations import study
     from overture.pipeline import load_prior
-    from overture.runs.instruments import FOLDER, Finding, save_finding
 
-    prior, predictions = load_prior(run), {}
-    for name, part in (("training", "train"), ("held-out", "val")):
-        place = run / "tokens" / f"{part}.tokens"
-        loaded = load_ids(place)
-        if loaded.labels is None or loaded.layout != prior.layout:
-            raise OvertureError(f"{place}: its layout is not that of the prior of {run}, or it holds no labels")
-        order = torch.randperm(len(loaded.ids), generator=torch.Generator().manual_seed(0))
-        chosen = order[: options.prior_rows].numpy()
-        ids, labels = (torch.from_numpy(rows[chosen].astype("int64")) for rows in (loaded.ids, loaded.labels))
-        predictions[name] = predict(prior, ids, labels, name=name, progress=True)
-    save_figure(predictive_figure(predictions), run / FOLDER / "predictive.svg")
-    caption = (
-        f"The prior's cross-entropy and its own predictive entropy at every position, on "
-        f"{predictions['training'].rows:,} training and {predictions['held-out'].rows:,} held-out rows, told the class. "
-        f"Memorisation gap: {gap_bits(predictions):.2f} bits per image."
-    )
-    finding = Finding("predictive", "What the prior expects", caption, prior_record(run, predictions), "predictive.svg")
-    save_finding(run, finding)
-    return predictions
-
-
-def gap_bits(predictions: dict[str, Prediction]) -> float:
-    """The memorisation gap of a whole image."""
-    return float((predictions["held-out"].loss_bits - predictions["training"].loss_bits).sum())
-
-
-def prior_record(run: Path, predictions: dict[str, Prediction]) -> dict[str, Any]:
-    """Plain values for JSON."""
-    from overture.cli.common import model_hashes
-
-    gap = predictions["held-out"].loss_bits - predictions["training"].loss_bits
-    parts = {name.replace("-", "_"): prediction.to_dict() for name, prediction in predictions.items()}
-    gaps = {"memorisation_gap_bits": gap.tolist(), "memorisation_gap_bits_per_image": float(gap.sum())}
-    return {**model_hashes(run, "prior"), "weights": "raw", **parts, **gaps}
-
-
-def describe_prior(predictions: dict[str, Prediction]) -> str:
-    """Sums over the positions, for people."""
-    lines = [f"{'the prior on':<14} {'rows':>7}  {'cross-entropy':>13}  {'predictive entropy':>18}   (bits per image)"]
-    for name, prediction in predictions.items():
-        loss, entropy = prediction.loss_bits.sum(), prediction.entropy_bits.sum()
-        lines.append(f"{name:<14} {prediction.rows:>7,}  {loss:>13.2f}  {entropy:>18.2f}")
-    return "\n".join([*lines, f"memorisation gap: {gap_bits(predictions):.2f} bits per image"])
+    run, prior = open_run(path), load_prior(path)
+    tokens = {}
+    for name, part in (("training", "train"), ("held_out", "held_out")):
+        rows = min(options.prior_rows, run.token_file(part).rows)
+        tokens[name] = drawn_tokens(run.tokens(part), rows, prior.layout)
+    result = study(prior, tokens, progress=True)
+    about = {**run.model_hashes("prior"), "weights": "raw"}
+    save_entries(result, run.instruments, about)
+    return result, {**about, **result.to_dict()}
 
 
 def describe(name: str, result: ConditionalEntropy, images: int | None = None) -> str:

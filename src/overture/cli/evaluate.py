@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.errors import OvertureError, UsageError
+from overture.cli.common import add_output, at_least, print_json
+from overture.errors import UsageError
 
 if TYPE_CHECKING:
-    from overture.evaluation.evaluate import Evaluation
+    from overture.evaluation.evaluation import Evaluation
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         help="FID, sFID, IS, precision, recall, KID of images against a reference",
         description="Measures SAMPLES against a reference by the ADM protocol. Both are an ADM-style .npz, a folder or "
         "zip of images, a data source, or a statistics file (mu, sigma, perhaps mu_s, sigma_s). Under torchrun the "
-        "processes share the images; no number depends on how many there are, or on the batch size.",
+        "processes share the images; no number depends on how many there are.",
     )
     parser.add_argument("samples", metavar="SAMPLES", help=".npz, folder, zip, data source or statistics file")
     parser.add_argument("--reference", metavar="REF", help="what to measure against, in the same forms")
@@ -33,65 +33,58 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--network",
         default="inception",
-        help="feature network: inception, domain:FILE, timm:MODEL@FILE (default: %(default)s)",
+        help="feature network: inception, domain:FILE, timm:MODEL@FILE, module:Class (default: %(default)s)",
     )
     parser.add_argument("--inception-weights", metavar="FILE", help="the Inception weights, if not in a cache")
     parser.add_argument(
-        "--metrics", metavar="LIST", help="such as fid,precision (default: all that there is enough for)"
+        "--metrics",
+        metavar="LIST",
+        help="such as fid,precision,my_metrics:mmd (default: all of ours, if there is enough)",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="the first N of the samples (default: all)")
+    parser.add_argument("--images", type=int, metavar="N", help="N of the samples, drawn at random (default: all)")
     parser.add_argument(
         "--image-size", type=int, metavar="S", help="resize and centre-crop to S pixels (default: as they are)"
     )
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=100, help="images that the network sees at once")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the record, for overture compare")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Collect both sides, measure, print."""
-    metrics = tuple(word.strip().lower() for word in options.metrics.split(",")) if options.metrics else ()
+    names = tuple(word.strip() for word in options.metrics.split(",")) if options.metrics else ()
     check(options)
-    from overture.cli.common import print_json
-    from overture.evaluation.evaluate import (
-        METRICS,
-        check_metrics,
-        collect_reference,
-        collect_samples,
-        evaluate,
-        save_reference,
-    )
+    from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
     from overture.evaluation.networks import load_network
-    from overture.training.distributed import World
+    from overture.evaluation.statistics import open_reference, open_samples, save_reference
+    from overture.files import write_json
+    from overture.processes import Processes
 
-    check_metrics(metrics)
-    world = World.join(options.device)
+    keep = features_needed(chosen_metrics(names))
+    processes = Processes.join(options.device)
     weights = f"inception:{options.inception_weights}" if options.inception_weights else options.network
-    network = load_network(weights, world.device)
-    wanted = metrics or tuple(METRICS)
+    network = load_network(weights, processes.device)
     common: dict[str, Any] = {
         "image_size": options.image_size,
         "batch_size": options.batch_size,
-        "progress": world.is_main,
+        "processes": processes,
+        "progress": processes.is_main,
     }
     if options.make_reference:
-        side = collect_samples(options.samples, network, images=options.images, **common)
-        if world.is_main:
-            save_reference(
-                side, network, options.make_reference, options.keep_images, options.samples, options.image_size
-            )
+        side = open_samples(options.samples, network, images=options.images, **common)
+        if processes.is_main:
+            save_reference(side, options.make_reference, options.keep_images)
             about = {"reference": str(options.make_reference), "images": side.images, "hash": side.hash}
             if options.json:
                 print_json({**about, "network": network.name, "network_hash": network.weights_hash})
             else:
                 print(f"{options.make_reference}: statistics of {side.images:,} images under {network.name}")
         return 0
-    samples = collect_samples(options.samples, network, wanted, images=options.images, **common)
-    reference = collect_reference(options.reference, network, wanted, **common)
-    result = evaluate(samples, reference, network, metrics, progress=world.is_main)
-    if not world.is_main:
+    samples = open_samples(options.samples, network, keep_features=keep, images=options.images, **common)
+    reference = open_reference(options.reference, network, keep_features=keep, **common)
+    result = evaluate(samples, reference, network, names)
+    if not processes.is_main:
         return 0
     record = {"samples": options.samples, "reference": options.reference, **result.to_dict()}
     if options.json:
@@ -99,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(describe(result))
     if options.out:  # last: a full disk must not cost the numbers
-        write_record(record, options.out)
+        write_json(options.out, record)
     return 0
 
 
@@ -115,19 +108,9 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError("--keep-images goes with --make-reference")
     if options.inception_weights and options.network != "inception":
         raise UsageError(f"--inception-weights does not go with --network {options.network}")
-    if options.batch_size < 1 or options.keep_images < 0 or options.keep_images == 1:
-        raise UsageError("evaluate: --batch-size needs to be at least 1, --keep-images at least 2 (or 0: none)")
-    if options.images is not None and options.images < 2:
-        raise UsageError(f"--images is {options.images}, needs at least 2")
-
-
-def write_record(record: dict[str, Any], path: Path) -> None:
-    """As indented JSON."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot write the record ({error.strerror})") from error
+    if options.keep_images < 0 or options.keep_images == 1:
+        raise UsageError("evaluate: --keep-images needs to be at least 2 (or 0: none)")
+    at_least(options, batch_size=1, images=2)
 
 
 def describe(result: Evaluation) -> str:
@@ -138,15 +121,15 @@ def describe(result: Evaluation) -> str:
         lines.append(f"{measurement.name:<22} {measurement.value:>12.6g}{notes}")
     first = next(iter(result.measurements.values()), None)
     if first is not None:
-        protocol = first.protocol
-        images = "an unknown number of" if protocol.images is None else f"{protocol.images:,}"
-        others = "an unknown number" if protocol.reference_images is None else f"{protocol.reference_images:,}"
-        size = f" of {protocol.image_size} px" if protocol.image_size else ""
+        how = first.conditions
+        images = "an unknown number of" if how.images is None else f"{how.images:,}"
+        others = "an unknown number" if how.reference_images is None else f"{how.reference_images:,}"
+        size = f" of {how.image_size} px" if how.image_size else ""
         lines += [
             "",
-            f"{images} images{size} ({protocol.crop or 'cut unknown'}) against {others} of {protocol.reference} "
-            f"[{(protocol.reference_hash or '?')[:12]}]",
-            f"network {protocol.network} [{(protocol.network_hash or '?')[:12]}], {protocol.preparation}",
+            f"{images} images{size} ({how.crop or 'cut unknown'}) against {others} of {how.reference} "
+            f"[{(how.reference_hash or '?')[:12]}]",
+            f"network {how.network} [{(how.network_hash or '?')[:12]}], {how.preparation}",
         ]
     lines += [f"not measured: {metric} ({reason})" for metric, reason in result.skipped.items()]
     return "\n".join(lines)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.errors import UsageError
+from overture.cli.common import add_output, add_sampling, at_least, device_of, print_json, read_sampling
+from overture.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from overture.recipes.presets import Preset
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from overture.priors.sampling import Sampling
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,86 +24,94 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="sample images from a trained run",
-        description="Sample images. RUN is a run directory, or give --tokenizer and --prior.",
+        description="Sample images. RUN is a run directory, or give --tokenizer and --prior. Image i is the same at any "
+        "batch size and on any number of processes.",
     )
     parser.add_argument("path", metavar="RUN", nargs="?", help="a run directory (or a hub id)")
     parser.add_argument("--tokenizer", help="path of the tokenizer, if not RUN's")
     parser.add_argument("--prior", help="path of the prior, if not RUN's")
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of the prior (default: raw)")
-    parser.add_argument("--classes", default="all", help="class ids: 'all', '3', '0,5,7' or '0-9' (default: all)")
+    parser.add_argument("--classes", default="all", help="'all', ids ('3', '0,5,7', '0-9') or names (default: all)")
     parser.add_argument("--count", type=int, default=8, help="images of each class (default: 8)")
     parser.add_argument("--preset", help="settings as published: 'paper' or 'unguided' of RUN's recipe, or RECIPE:NAME")
-    parser.add_argument("--guidance", help="'1.5', 'cosine 4 power 1.5', 'prologue: 0.7, visual: 3' (default: 1.0)")
-    parser.add_argument("--temperature", help="'0.9', or 'prologue: 0.7, visual: 0.9' (default: 1.0)")
-    parser.add_argument("--top-k", type=int, default=0, help="keep the k likeliest ids (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep the nucleus of this probability (1: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=64)
+    add_sampling(parser)
     parser.add_argument("--bf16", action="store_true", help="run the transformer in bfloat16")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help=".png grid, .npz (ADM style) or a folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Sample and save."""
-    import sys
-
     import torch
     from tqdm import tqdm
 
-    from overture.cli.common import check_image_place, choose_device, print_json, save_images
-    from overture.data.transforms import to_uint8
-    from overture.pipeline import Pipeline, load_prior, load_tokenizer
-    from overture.priors.guidance import Guidance, parse_temperature
+    from overture.pipeline import Pipeline
 
     if not (options.path or (options.tokenizer and options.prior)):
         raise UsageError("generate: give a RUN, or --tokenizer and --prior")
-    if options.count < 1 or options.batch_size < 1:
-        raise UsageError("generate: --count and --batch-size need to be at least 1")
-    check_image_place(options.out)
-    device = choose_device(options.device)
-    pipe = Pipeline(
-        load_tokenizer(options.tokenizer or options.path, device=device),
-        load_prior(options.prior or options.path, options.weights, device=device),
+    at_least(options, count=1, batch_size=1, seed=0)
+    check_place(options.out)
+    sampling = read_sampling(options, preset_sampling(options))
+    pipe = Pipeline.load(
+        options.path,
+        device_of(options),
+        tokenizer=options.tokenizer,
+        prior=options.prior,
+        prior_weights=options.weights,
     )
-    classes = torch.tensor(parse_classes(options.classes, pipe.prior.config.num_classes))
-    labels = classes.repeat_interleave(options.count)
-    preset = chosen_preset(options)
-    guidance = Guidance.parse(preset.guidance if options.guidance is None else options.guidance)
-    temperature = parse_temperature(preset.temperature if options.temperature is None else options.temperature)
-    parts = []
-    for number, part in enumerate(
-        tqdm(labels.split(options.batch_size), unit="batch", desc="sampling", file=sys.stderr)
-    ):
-        images = pipe(
-            part,
-            seed=options.seed * 1_000_003 + number,
-            guidance=guidance,
-            temperature=temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            dtype=torch.bfloat16 if options.bf16 else None,
-        )
-        parts.append(to_uint8(images).cpu())
-    save_images(torch.cat(parts), labels, options.out, columns=options.count)
+    names = class_names(options.path, pipe.prior.config.num_classes)
+    classes = parse_classes(options.classes, names)
+    # A picture has a row for each class. Elsewhere classes come in turn, so that any part of the set holds all of them.
+    by_class = options.out.suffix == ".png"
+    labels = [c for c in classes for _ in range(options.count)] if by_class else classes * options.count
+    sampling.check(pipe.layout)
+
+    def batches() -> Iterator[Tensor]:
+        dtype = torch.bfloat16 if options.bf16 else None
+        with tqdm(total=len(labels), unit="image", desc="sampling", file=sys.stderr) as bar:
+            for images in pipe.sample(labels, sampling, seed=options.seed, batch_size=options.batch_size, dtype=dtype):
+                yield images
+                bar.update(len(images))
+
+    save(batches(), labels, names, options.out, options.count)
     if options.json:
-        about = {"images": len(labels), "guidance": str(guidance), "temperature": temperature}
-        print_json({**about, "seed": options.seed, "out": str(options.out), "classes": classes.tolist()})
+        about = {"images": len(labels), **sampling.to_dict(), "seed": options.seed}
+        print_json({**about, "out": str(options.out), "classes": classes})
     else:
         print(f"{len(labels)} images: {options.out}", file=sys.stderr)
     return 0
 
 
-def chosen_preset(options: argparse.Namespace) -> Preset:
-    """What ``--preset`` means for this model; plain sampling without it."""
-    from overture.pipeline import find_model
-    from overture.recipes.presets import Preset, load_preset
-    from overture.training.checkpoint import read_metadata
+def check_place(out: Path) -> None:
+    """Refuse a place that there is no format for, or where old pictures would be counted among the new, before the work."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), or a folder")
+    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: is not empty; old pictures would be counted among the new ones")
+
+
+def save(batches: Iterator[Tensor], labels: Sequence[int], names: Sequence[str], out: Path, columns: int) -> None:
+    """One PNG grid, an ADM-style ``.npz``, or a folder with one for each class."""
+    import torch
+
+    from overture.pictures import save_folder, save_npz, save_picture
+
+    if out.suffix == ".png":
+        save_picture(torch.cat(list(batches)), columns, out)
+    elif out.suffix == ".npz":
+        save_npz(batches, labels, out)
+    else:
+        save_folder(batches, labels, names, out)
+
+
+def preset_sampling(options: argparse.Namespace) -> Sampling | None:
+    """What ``--preset`` means for this model."""
+    from overture.model_files import find_model, read_metadata
+    from overture.recipes.presets import load_preset
 
     if not options.preset:
-        return Preset()
+        return None
     recipe, _, name = options.preset.rpartition(":")
     if not recipe:
         metadata = read_metadata(find_model(options.prior or options.path, "prior"), "prior")
@@ -106,20 +121,37 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     return load_preset(recipe, name)
 
 
-def parse_classes(text: str, num_classes: int) -> list[int]:
-    """``all``, ``3``, ``0,5,7`` or ``0-9``."""
+def class_names(path: str | None, num_classes: int) -> list[str]:
+    """The names of the classes, where the run knows them; else padded numbers, which sort as they count."""
+    from overture.files import read_json
+    from overture.runs.directory import RunDirectory
+
+    known = RunDirectory(path).classes if path else None
+    if known is not None and known.is_file():
+        names = [str(name) for name in read_json(known, list)]
+        if len(names) == num_classes and len(set(names)) == num_classes:
+            return names
+    width = len(str(num_classes - 1))
+    return [f"{number:0{width}d}" for number in range(num_classes)]
+
+
+def parse_classes(text: str, names: Sequence[str]) -> list[int]:
+    """``all``, ``3``, ``0,5,7``, ``0-9``, or names."""
     if text == "all":
-        return list(range(num_classes))
+        return list(range(len(names)))
     classes: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
+    for part in (word.strip() for word in text.split(",")):
+        first, _, last = part.partition("-")
+        if part in names:
+            classes.append(names.index(part))
+        elif first.isdecimal() and (last or first).isdecimal():
             classes += range(int(first), int(last or first) + 1)
-    except ValueError as error:
-        raise UsageError(f"--classes '{text}': write all, 3, 0,5,7 or 0-9") from error
+        else:
+            hint = nearest(part, names)
+            raise UsageError(f"--classes '{text}': no class '{part}'{hint}; write all, 3, 0,5,7, 0-9 or names")
     if not classes:
         raise UsageError(f"--classes '{text}' names no class")
-    wrong = [c for c in classes if not 0 <= c < num_classes]
+    wrong = [c for c in classes if not 0 <= c < len(names)]
     if wrong:
-        raise UsageError(f"--classes {text}: class {wrong[0]} is out of range, the model knows 0..{num_classes - 1}")
+        raise UsageError(f"--classes {text}: class {wrong[0]} is out of range, the model knows 0..{len(names) - 1}")
     return classes

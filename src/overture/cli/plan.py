@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the plans."""
     from overture.cli.run import chosen_configs
-    from overture.runs.plan import count_images, make_plan
+    from overture.plan.run_plan import count_images, make_plan
 
     plans = [
         make_plan(config, count_images(config, options.images), options.world_size)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from typing import Any
+
+from overture.cli.common import print_json
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser("recipes", help="list the recipes")
-    parser.add_argument("name", nargs="?", help="a recipe, to read all about it")
+    parser.add_argument("name", nargs="?", help="a recipe (or module:function), to read all about it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -21,11 +22,11 @@ def run(options: argparse.Namespace) -> int:
     from overture.recipes import RECIPES, load_recipe, summary
 
     if options.name:
-        print(inspect.getdoc(load_recipe(options.name)))
+        print(inspect.getdoc(load_recipe(options.name)) or f"{options.name} has no docstring")
         return 0
     lines = {name: summary(load_recipe(name)) for name in RECIPES}
     if options.json:
-        print(json.dumps(lines))
+        print_json(lines)
         return 0
     width = max(map(len, lines))
     for name, about in lines.items():

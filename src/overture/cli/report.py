@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
 
     runs = []
     for path in options.runs:
-        inside = [path] if (path / "config.json").exists() else sorted(c.parent for c in path.glob("*/config.json"))
+        inside = [path] if RunDirectory(path).is_run else sorted(c.parent for c in path.glob("*/config.json"))
         if not inside:
             raise UsageError(f"{path}: is no run (no config.json in it or one level below)")
         runs += [RunDirectory(run) for run in inside]

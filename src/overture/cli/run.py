@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overture.cli.common import print_json
 from overture.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from overture.runs.config import RunConfig
-
-FROM_DATA = {
-    "tokenizer.image_size": ": set --data.image-size",
-    "tokenizer.channels": ": set --data.channels",
-    "tokenizer.num_classes": "",
-    "prior.num_classes": "",
-}
-"""Options of parts that are filled in from the data, and what to set instead."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
         "run",
         help="run a recipe: train, sample, judge and report; the same command continues it",
         description="Run every stage of a recipe: tokenizer, tokens, prior, evaluation, report. A stage that is done "
-        "is skipped, and one that was interrupted goes on. `overture recipes` lists the recipes.",
+        "is skipped, and one that was interrupted goes on. `overture recipes` lists the recipes; your own is "
+        "`overture run my_recipes:function`.",
         epilog="Any part of the config can be set: --prior.depth 6 --data.source photos.zip; "
         "`overture run RECIPE --help` lists all of them.",
         add_help=False,
@@ -41,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every command that runs a recipe takes."""
-    parser.add_argument("recipe", nargs="?", help="name of a recipe")
+    parser.add_argument("recipe", nargs="?", help="name of a recipe, or module:function")
     parser.add_argument("--out", type=Path, help="the run's directory (default: runs/RECIPE)")
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form, about a minute on a CPU")
     parser.add_argument("--only", metavar="NAME", help="of a recipe with several runs, this one alone")
@@ -55,90 +46,100 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the recipe."""
-    from overture.recipes import RECIPES, load_recipe
+    from overture.recipes import RECIPES, load_recipe, recipe_configs
 
     if options.recipe is None:
         options.parser.print_help()
         print("\nrecipes: " + ", ".join(RECIPES))
         return 0 if options.help else 2
     if options.help:
-        recipe = load_recipe(options.recipe)
-        print(f"{recipe.__doc__}\n")
-        override(recipe(tiny=options.tiny)[0], ["--help"])
+        print(f"{load_recipe(options.recipe).__doc__ or ''}\n")
+        print(describe_options(recipe_configs(options.recipe, options.tiny)[0]))
+        return 0
     configs = chosen_configs(options)
 
-    from overture.runs.comparison import execute_recipe
+    from overture.recipes.execute import execute_recipe
 
-    root = options.out or Path("runs") / (options.recipe + ("-tiny" if options.tiny else ""))
+    name = options.recipe.rpartition(":")[2]
+    root = options.out or Path("runs") / (name + ("-tiny" if options.tiny else ""))
     results = execute_recipe(
         configs,
         root,
-        title=options.recipe,
-        several=len(load_recipe(options.recipe)()) > 1,
+        title=name,
+        several=len(recipe_configs(options.recipe)) > 1,
         jobs=options.jobs,
         device=options.device,
         until=options.until,
     )
     if options.json and results:
-        print(json.dumps(results))
+        print_json(results)
     return 0
 
 
 def chosen_configs(options: argparse.Namespace) -> tuple[RunConfig, ...]:
     """The recipe's configs with ``--tiny``, ``--only``, ``--preset`` and overrides applied."""
-    from overture.recipes import load_recipe
-    from overture.recipes.presets import load_preset
+    from overture.recipes import recipe_configs
+    from overture.recipes.presets import preset_words
 
-    configs = load_recipe(options.recipe)(tiny=options.tiny)
+    configs = recipe_configs(options.recipe, options.tiny)
     if options.only:
         names = [config.name for config in configs]
         if options.only not in names:
             raise UsageError(f"recipe {options.recipe} has no run '{options.only}'{nearest(options.only, names)}")
         configs = tuple(config for config in configs if config.name == options.only)
     if options.preset:
-        preset = load_preset(options.recipe, options.preset)
-        configs = tuple(replace(config, evaluation=preset.apply(config.evaluation)) for config in configs)
-    return tuple(override(config, options.overrides) for config in configs)
+        words = preset_words(options.recipe, options.preset)
+        configs = tuple(replace(config, evaluation=replace(config.evaluation, **words)) for config in configs)
+    changes = parse_overrides(options.overrides)
+    return tuple(config.changed(changes) for config in configs)
 
 
-def override(config: RunConfig, words: list[str]) -> RunConfig:
-    """The config with ``--dotted.name value`` options applied; an unknown name is told with the nearest valid one."""
-    import tyro
-
-    from overture.config import option_names
-
-    valid = option_names(config)
-    size: list[str] = []
-    for place, word in enumerate(words):
-        if word.startswith("--") and word != "--help":
-            name, _, value = word[2:].partition("=")
+def parse_overrides(words: list[str]) -> dict[str, str]:
+    """``--dotted.name value``, ``--dotted.name=value``, ``--switch`` and ``--no-switch`` as changes of a config."""
+    changes: dict[str, str | None] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
-            parts = name.split(".")
-            plain = [*parts[:-1], parts[-1].removeprefix("no_")]
-            if name not in valid and ".".join(plain) not in valid:
-                raise UsageError(f"unknown option '{word}'{nearest(name, valid)}")
-            if name in FROM_DATA:
-                raise UsageError(f"{word} comes from the data{FROM_DATA[name]}")
-            if name == "data.image_size":  # patches have to fit the images that there will be
-                size = ["--tokenizer.image-size", value or "".join(words[place + 1 : place + 2])]
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(
-                type(config),
-                args=[*words, *size],
-                default=config,
-                prog="overture run RECIPE",
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UsageError(_without_box(told.getvalue())) from error
+            changes[name] = value if equals else None
+        elif name is None:
+            raise UsageError(f"unexpected word '{word}'; options are written --dotted.name value")
+        else:
+            changes[name] = f"{changes[name] or ''} {word}".strip()
+    return dict(_switch(name, value) for name, value in changes.items())
 
 
-def _without_box(text: str) -> str:
-    """The message in the box that tyro draws, up to its first rule, in one line."""
-    lines = [line.strip(" │|") for line in text.splitlines()[1:]]
-    rule = next((place for place, line in enumerate(lines) if not line.strip("─-╰╯+")), len(lines))
-    return " ".join(lines[:rule]) or " ".join(text.split())
+def _switch(name: str, value: str | None) -> tuple[str, str]:
+    """An option without a value is switched on, or off by its ``no-``."""
+    head, _, last = name.rpartition(".")
+    if value is not None:
+        return name, value
+    if last.startswith("no_"):
+        return f"{head}.{last[3:]}" if head else last[3:], "false"
+    return name, "true"
+
+
+def describe_options(config: RunConfig) -> str:
+    """Every option with the value that the recipe gives it, part by part."""
+    import dataclasses
+
+    from overture.config import options
+
+    lines, part = [], ""
+    for name, _, value in options(config):
+        if dataclasses.is_dataclass(value):
+            continue
+        head = name.rpartition(".")[0]
+        if head != part:
+            part = head
+            lines.append(f"\n{part.replace('_', '-')}")
+        if not (isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])):
+            lines.append(f"  --{name.replace('_', '-'):<58} {_shown(value)}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "(none)"
+    return {"": "(empty)", None: "none"}.get(value, str(value).lower() if isinstance(value, bool) else str(value))

@@ -22,9 +22,9 @@ def add_parser(subparsers: Any) -> None:
         "schedule",
         help="codebook sizes along the sequence, their bits and their cliff",
         description="A growth law of the codebook size K_t, its bits, and t*: how many tokens suffice to name every "
-        f"training image. NAME is one of {', '.join(FAMILIES)}.",
+        f"training image. NAME is one of {', '.join(FAMILIES)}, or module:function of yours.",
     )
-    parser.add_argument("name", metavar="NAME", help=" | ".join(FAMILIES))
+    parser.add_argument("name", metavar="NAME", help=" | ".join((*FAMILIES, "module:function")))
     parser.add_argument("--positions", type=int, default=256, metavar="T", help="tokens of an image (default: 256)")
     parser.add_argument(
         "--k-min", type=int, default=2, metavar="A", help="first size (default: 2); not for uniform, steps"

@@ -30,23 +30,23 @@ def run(options: argparse.Namespace) -> int:
     from overture.cli.common import print_json
     from overture.data.sources import open_source
     from overture.data.stream import DataConfig
-    from overture.pipeline import find_model, load_tokenizer
-    from overture.training.checkpoint import read_metadata
-    from overture.training.distributed import World
+    from overture.model_files import model_hash
+    from overture.pipeline import load_tokenizer
+    from overture.processes import Processes
     from overture.training.progress import SilentProgress, TerminalProgress, stoppable
-    from overture.training.tokens import TokensConfig, write_tokens
+    from overture.training.write_tokens import TokensConfig, write_tokens
 
-    world = World.join(options.device)
-    tokenizer = load_tokenizer(options.path, options.weights, device=world.device)
-    digest = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")["weights_hash"]
+    processes = Processes.join(options.device)
+    tokenizer = load_tokenizer(options.path, options.weights, device=processes.device)
+    digest = model_hash(options.path, "tokenizer")
     source = open_source(options.data)
     data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
     with stoppable():
         file = write_tokens(
             tokenizer, digest, source, data, TokensConfig(options.crops, options.batch_size), options.out,
-            world=world, progress=TerminalProgress() if world.is_main else SilentProgress(),
+            processes=processes, progress=TerminalProgress() if processes.is_main else SilentProgress(),
         )  # fmt: skip
-    if options.json and world.is_main:
+    if options.json and processes.is_main:
         about = {"rows": file.rows, "crops": file.crops, "positions": file.layout.length, "layout": str(file.layout)}
         print_json({**about, "out": str(options.out)})
     return 0

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from overture.data.tokens import MAGIC, TokenFile
+from overture.data.token_files import MAGIC, TokenFile
 from overture.errors import OvertureError, UsageError, nearest
 from overture.layout import Layout
 

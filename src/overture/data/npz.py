@@ -10,7 +10,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overture.errors import OvertureError
+from overture.files import replacing
 
-__all__ = ["ArrayEntry", "array_entries", "read_array"]
+__all__ = ["ArrayEntry", "array_entries", "read_array", "write_arrays"]
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _FAILURES = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
@@ -119,6 +120,14 @@ def read_array(entry: ArrayEntry) -> NDArray[Any]:
             return np.asarray(np.load(entry.file, allow_pickle=False))
         with zipfile.ZipFile(entry.file) as archive, archive.open(entry.member) as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an uncompressed ``.npz``; unlike ``numpy.savez``, the same arrays give the same bytes."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:

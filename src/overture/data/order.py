@@ -7,16 +7,26 @@ from numpy.typing import NDArray
 
 from overture.errors import UsageError
 
-__all__ = ["ShuffledOrder", "generator"]
+__all__ = ["ShuffledOrder", "generator", "some_of"]
 
 Ints = NDArray[np.int64]
 
-_PURPOSES = ("order", "crop", "choice")
+_PURPOSES = ("order", "crop", "choice", "sample")
 
 
 def generator(purpose: str, *key: int) -> np.random.Generator:
-    """The random numbers for one purpose (``order``, ``crop``, ``choice``) and key, for example (seed, epoch, item)."""
+    """The random numbers for one of the ``_PURPOSES`` and a key, for example (seed, epoch, item)."""
     return np.random.default_rng((_PURPOSES.index(purpose), *key))
+
+
+def some_of(total: int, count: int | None = None, seed: int = 0) -> Ints:
+    """``count`` of ``range(total)`` (all by default), ascending: always the same ones for a seed.
+
+    Data are often sorted by class, so a part of them is drawn, never cut off.
+    """
+    if count is None or count >= total:
+        return np.arange(total, dtype=np.int64)
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
 
 
 class ShuffledOrder:

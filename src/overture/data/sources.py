@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from overture.data.archives import FolderSource, ZipSource
@@ -9,6 +10,7 @@ from overture.data.arrays import open_npz
 from overture.data.base import ArraySource, CorruptImage, Source, split, subset
 from overture.data.known_sets import EMBEDDED, KNOWN_SETS, open_embedded, open_known_set
 from overture.errors import UsageError, nearest
+from overture.registry import resolve, strangers_code
 
 __all__ = ["ArraySource", "CorruptImage", "Source", "open_source", "split", "subset"]
 
@@ -22,6 +24,7 @@ def open_source(spec: str) -> Source:
     - ``embedded:fashion-mnist``: 10,000 images that come with the package
     - ``cifar10``, ``cifar10/test``, ``fashion-mnist``, ``fashion-mnist/test``: looked for in ``$OVERTURE_DATA`` (or
       ``~/.cache/overture/data``), downloaded there when absent
+    - ``module:Class?text``: anyone's :class:`Source`, made with the text
 
     Known names win over folders of the same name; write ``./cifar10`` for the folder.
     """
@@ -29,6 +32,8 @@ def open_source(spec: str) -> Source:
         return open_embedded(spec)
     if spec.split("/")[0] in KNOWN_SETS:
         return open_known_set(spec)
+    if re.fullmatch(r"[\w./\\-]+:\w+(\?.*)?", spec) and not Path(spec).exists():
+        return _strangers_source(spec)
     path = Path(spec).expanduser()
     for file in (path, *path.parents):
         if file.suffix in (".zip", ".npz") and file.is_file():
@@ -39,6 +44,16 @@ def open_source(spec: str) -> Source:
     if path.exists() and spec:
         raise UsageError(f"{spec}: not a folder, a .zip or a .npz file")
     raise UsageError(f"no data source '{spec}'{_suggestion(spec, path)}")
+
+
+def _strangers_source(spec: str) -> Source:
+    place, _, text = spec.partition("?")
+    make = resolve(place)
+    with strangers_code(place):
+        source = make(text)
+    if not isinstance(source, Source):
+        raise UsageError(f"{place}: is no overture.data.base.Source")
+    return source
 
 
 def _suggestion(spec: str, path: Path) -> str:

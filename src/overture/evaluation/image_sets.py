@@ -1,8 +1,7 @@
-"""Sets of images to measure: ADM-style ``.npz``, folders, zip files, data sources; read piece by piece, in a fixed order.
+"""Sets of images to measure: ADM-style ``.npz``, folders, zip files, data sources; read piece by piece, in their order.
 
-An image set gives uint8 ``[B, C, H, W]`` batches of its images ``start .. stop``, so that processes can share it. All
-of its images have one size, unless it is told to cut them. Images from files come in a fixed shuffled order: files are
-often sorted by class, and the splits of the Inception Score, or the first few images, should hold all classes.
+All images of a set have one size, unless it is told to cut them. Files are often sorted by class: who needs a part of a
+set, or several parts, draws the members (:func:`overture.data.order.some_of`).
 
 Shapes: N images, B batch, C channels, H W height and width.
 """
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overture.data.archives import FolderSource, ZipSource
-from overture.data.base import ArraySource, Source
+from overture.data.base import Source
 from overture.data.known_sets import KNOWN_SETS
 from overture.data.npz import ArrayEntry, array_entries
 from overture.data.sources import open_source
@@ -27,8 +26,6 @@ from overture.data.transforms import center_crop
 from overture.errors import OvertureError, UsageError
 
 __all__ = ["ImageSet", "is_statistics_file", "open_images"]
-
-SHUFFLE_SEED = 0
 
 
 class ImageSet(ABC):
@@ -44,12 +41,12 @@ class ImageSet(ABC):
         """N."""
 
     @abstractmethod
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        """Images ``start .. stop`` as uint8 ``[B, C, H, W]``, B <= ``batch_size``."""
+    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
+        """The images at these places (ascending) as uint8 ``[B, C, H, W]``; B is ``batch_size`` but for the last one."""
 
 
 class ArrayImages(ImageSet):
-    """The array of a ``.npz`` or ``.npy`` file: uint8 ``[N, H, W, 1 or 3]`` or ``[N, H, W]``, in its order."""
+    """The array of a ``.npz`` or ``.npy`` file: uint8 ``[N, H, W, 1 or 3]`` or ``[N, H, W]``."""
 
     def __init__(self, name: str, entry: ArrayEntry) -> None:
         self.name, self.entry, self.cut = name, entry, "as they are"
@@ -64,10 +61,25 @@ class ArrayImages(ImageSet):
     def __len__(self) -> int:
         return self.entry.shape[0]
 
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        for rows in self.entry.rows(start, stop, batch_size):
-            pixels_BHWC = rows if rows.ndim == 4 else rows[..., None]
+    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
+        for pixels in self._selected(rows, batch_size):
+            pixels_BHWC = pixels if pixels.ndim == 4 else pixels[..., None]
             yield torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels_BHWC, -1, 1)))
+
+    def _selected(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+        """Read on through the file, for a compressed one has no other way, and keep what is wanted."""
+        waiting: list[NDArray[np.uint8]] = []
+        start = first = int(rows[0]) if len(rows) else 0
+        for piece in self.entry.rows(first, int(rows[-1]) + 1 if len(rows) else 0, batch_size):
+            low, high = np.searchsorted(rows, (start, start + len(piece)))
+            waiting.append(piece[rows[low:high] - start])
+            start += len(piece)
+            if sum(map(len, waiting)) >= batch_size:
+                joined = np.concatenate(waiting)
+                yield joined[:batch_size]
+                waiting = [joined[batch_size:]]
+        if waiting and len(rest := np.concatenate(waiting)):
+            yield rest
 
 
 class SourceImages(ImageSet):
@@ -77,17 +89,13 @@ class SourceImages(ImageSet):
         self.name, self.source, self.size = name, source, size
         self.cut = "as they are" if size is None else f"shorter side to {size}, centre crop"
         self._first: tuple[str, tuple[int, ...]] | None = None
-        ordered = isinstance(source, ArraySource)
-        order = np.arange(len(source))
-        self.order = order if ordered else np.random.default_rng(SHUFFLE_SEED).permutation(order)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
-        for first in range(start, stop, batch_size):
-            places = self.order[first : min(first + batch_size, stop)]
-            images = [self._read(int(place)) for place in places]
+    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
+        for first in range(0, len(rows), batch_size):
+            images = [self._read(place) for place in rows[first : first + batch_size].tolist()]
             if len({image.shape[2] for image in images}) > 1:  # a grey image among colour ones
                 images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -98,7 +106,7 @@ class SourceImages(ImageSet):
         pixels = np.asarray(image) if self.size is None else center_crop(image, self.size)
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if self._first is None:
-            self._first = (self.source.path(int(self.order[0])), self._size_of_first())
+            self._first = (self.source.path(0), self._size_of_first())
         name, size = self._first
         if pixels.shape[:2] != size:
             sizes = f"{pixels.shape[1]}x{pixels.shape[0]}, {name} is {size[1]}x{size[0]}"
@@ -108,7 +116,7 @@ class SourceImages(ImageSet):
     def _size_of_first(self) -> tuple[int, ...]:
         if self.size is not None:
             return (self.size, self.size)
-        width, height = self.source.read(int(self.order[0])).size
+        width, height = self.source.read(0).size
         return (height, width)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from overture.data.transforms import to_float
 from overture.errors import OvertureError
 from overture.evaluation.networks import check_images
-from overture.evaluation.processes import sum_over_processes
 from overture.losses.perceptual import Lpips
+from overture.processes import Processes
 
 __all__ = ["LpipsMeter"]
 
@@ -35,9 +35,9 @@ class LpipsMeter:
             raise OvertureError("LPIPS: the network gave NaN or infinity; check its weights")
         self._sums_2 += torch.tensor([float(mean) * len(images), len(images)], dtype=torch.float64)
 
-    def all_reduce(self) -> None:
+    def all_reduce(self, processes: Processes) -> None:
         """Add what all other processes have seen."""
-        self._sums_2 = sum_over_processes(self._sums_2)
+        self._sums_2 = processes.sum(self._sums_2)
 
     def result(self) -> float:
         """The mean over images."""

@@ -4,10 +4,11 @@ A network is named by a specification:
 
 * ``inception`` or ``inception:FILE``: the network of the original FID (2015 graph, in torch-fidelity's port), pool3,
   2048 features. Only this one, with the official weights, gives numbers called FID.
-* ``domain:FILE``: our classifier, trained on the very data set (``overture.training.classifier``).
+* ``domain:FILE``: our classifier, trained on the very data set (``overture.training.train_classifier``).
 * ``timm:MODEL@FILE``: a timm model with weights from a local file; ``timm:MODEL``: with timm's own pretrained weights,
   from its cache or the hub.
 * ``random:DIMS``: a fixed random network, for tests and benchmarks; its numbers mean little.
+* ``module:Class`` or ``module:Class?ARGUMENT``: anyone's :class:`FeatureNetwork`.
 
 Shapes: B batch, C channels, H W height and width, D features, K classes.
 """
@@ -17,9 +18,10 @@ from __future__ import annotations
 import io
 import os
 import urllib.error
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +29,15 @@ from torch import Tensor, nn
 
 from overture.data.transforms import to_float
 from overture.errors import OvertureError, UsageError, missing_package, nearest
-from overture.evaluation.reference import file_hash
-from overture.nn.classifier import load_classifier, tensors_hash
+from overture.files import file_hash
+from overture.model_files import read_tensors, weights_hash
+from overture.nn.classifier import load_classifier
+from overture.registry import resolve, strangers_code
 
 __all__ = [
-    "FORMS",
-    "DomainNetwork",
-    "FeatureNetwork",
-    "InceptionNetwork",
-    "Outputs",
-    "RandomNetwork",
-    "TimmNetwork",
-    "load_network",
-]
+    "FORMS", "DomainNetwork", "FeatureNetwork", "InceptionNetwork", "Outputs", "RandomNetwork", "TimmNetwork",
+    "check_images", "load_network", "to_colour",
+]  # fmt: skip
 
 FORMS = {
     "inception": "inception or inception:FILE",
@@ -68,46 +66,42 @@ class Outputs:
     """``[B, S]``: features that still say where in the image they are, as sFID takes them."""
 
 
-class FeatureNetwork(Protocol):
-    """Images in, features out; and what a protocol must say about it."""
+class FeatureNetwork(ABC):
+    """Images in, features out; and what a record must say about it.
 
-    @property
-    def name(self) -> str:
-        """Short name, without paths."""
+    A subclass sets the attributes and defines :meth:`outputs`. One that is named ``module:Class?ARGUMENT`` is made
+    with (ARGUMENT, device); without an argument the first is empty.
+    """
 
-    @property
-    def dims(self) -> int:
-        """D, the number of features."""
-
-    @property
-    def weights_hash(self) -> str:
-        """sha256 that tells these weights from any others."""
+    name: str
+    """Short name, without paths."""
+    dims: int
+    """D, the number of features."""
+    weights_hash: str
+    """A hash that tells these weights from any others."""
+    preparation: str
+    """What is done to the images before the network sees them, in words."""
+    offers: frozenset[str] = frozenset()
+    """Which parts of :class:`Outputs` there are besides the features: ``logits``, ``spatial``."""
 
     @property
     def label(self) -> str:
-        """What a Fréchet distance on these features is called: ``FID`` or ``FD(<name>)``."""
+        """What a Fréchet distance on these features is called."""
+        return f"FD({self.name})"
 
-    @property
-    def preparation(self) -> str:
-        """What is done to the images before the network sees them, in words."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 ``[B, C, H, W]`` -> float32 ``[B, D]``."""
-
+    @abstractmethod
     def outputs(self, images: Tensor) -> Outputs:
         """Everything the network says of uint8 ``[B, C, H, W]``, from one pass."""
 
-    @property
-    def offers(self) -> frozenset[str]:
-        """Which parts of :class:`Outputs` there are besides the features: ``logits``, ``spatial``."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, C, H, W]`` -> float32 ``[B, D]``."""
+        return self.outputs(images).features
 
 
 def load_network(specification: str, device: torch.device | str = "cpu") -> FeatureNetwork:
     """The feature network that ``specification`` names (see the head of this file)."""
     kind, _, rest = specification.partition(":")
     device = torch.device(device)
-    if kind not in FORMS:
-        raise UsageError(f"unknown feature network '{kind}'{nearest(kind, FORMS)}")
     if kind == "inception":
         return InceptionNetwork(Path(rest) if rest else None, device)
     if kind == "domain" and rest:
@@ -117,30 +111,34 @@ def load_network(specification: str, device: torch.device | str = "cpu") -> Feat
     model, at, file = rest.partition("@")
     if kind == "timm" and model and bool(at) == bool(file):
         return TimmNetwork(model, Path(file) if file else None, device)
-    raise UsageError(f"feature network '{specification}' is incomplete: write {FORMS[kind]}")
+    if kind in FORMS:
+        raise UsageError(f"feature network '{specification}' is incomplete: write {FORMS[kind]}")
+    if not rest:
+        raise UsageError(f"unknown feature network '{kind}'{nearest(kind, FORMS)}, or write module:Class")
+    place, _, argument = specification.partition("?")
+    make = resolve(place)
+    with strangers_code(place):
+        network = make(argument, device)
+    if not isinstance(network, FeatureNetwork):
+        raise UsageError(f"{place}: is no overture.evaluation.networks.FeatureNetwork")
+    return network
 
 
-class DomainNetwork:
+class DomainNetwork(FeatureNetwork):
     """Our classifier: features of its last block, at the size and with the channels it was trained on."""
+
+    name, offers = "domain", frozenset({"logits"})
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         classifier, self.record = load_classifier(path)
         self.classifier = classifier.to(device)
         self.device = torch.device(device)
-        self.name = "domain"
-        self.label = f"FD({self.name})"
         self.dims = self.record.config.dims
         self.weights_hash = self.record.weights_hash
         size = self.record.config.image_size
         self.preparation = f"{size}x{size} as they are"
         if self.record.config.channels == 3:
             self.preparation += "; grey images repeated to 3 channels"
-
-    def __call__(self, images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self.classifier.features(self._prepare(images)).float()
-
-    offers = frozenset({"logits"})
 
     def outputs(self, images: Tensor) -> Outputs:
         """Features, and logits over the classes of the data set."""
@@ -162,28 +160,27 @@ class DomainNetwork:
         return to_float(images.to(self.device))
 
 
-class InceptionNetwork:
+class InceptionNetwork(FeatureNetwork):
     """The Inception network of the original FID: 2048 features after the last pooling (pool3).
 
     Weights are looked for in ``path``, else in the caches, else they are downloaded from the official place. Any file
     but the official one is used but not trusted with the name: its distances are ``FD(inception)``.
     """
 
+    name, dims, offers = "inception", 2048, frozenset({"logits", "spatial"})
+    preparation = "bilinear to 299x299 as TensorFlow 1 does; grey images repeated to 3 channels"
+    SPATIAL_CHANNELS = 7
+
     def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
         path = path or _find_inception()
         self.device = torch.device(device)
         self.weights_hash = file_hash(path)
-        official = self.weights_hash.startswith(INCEPTION_SHA256_PREFIX)
-        self.name = "inception"
-        self.label = "FID" if official else f"FD({self.name})"
-        self.dims = 2048
-        self.preparation = "bilinear to 299x299 as TensorFlow 1 does; grey images repeated to 3 channels"
-        self.extractor = _build_inception(_load_state(path), path).to(self.device)
+        self.extractor = _build_inception(read_tensors(path, "inception"), path).to(self.device)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.outputs(images).features
-
-    offers = frozenset({"logits", "spatial"})
+    @property
+    def label(self) -> str:
+        """``FID`` with the official weights alone."""
+        return "FID" if self.weights_hash.startswith(INCEPTION_SHA256_PREFIX) else super().label
 
     def outputs(self, images: Tensor) -> Outputs:
         """``[B, 2048]``, ``[B, 1008]`` and ``[B, 2023]``: the first 7 channels after the block called mixed_6."""
@@ -200,10 +197,8 @@ class InceptionNetwork:
         # Channels last, as in the graph of the original: references of others hold the numbers in this order.
         return Outputs(features_BD, logits_BK, kept[0].permute(0, 2, 3, 1).flatten(1).float())
 
-    SPATIAL_CHANNELS = 7
 
-
-class TimmNetwork:
+class TimmNetwork(FeatureNetwork):
     """Any timm model: the features before its last layer. Weights come from a local file, or are timm's pretrained ones."""
 
     def __init__(self, model: str, path: Path | None, device: torch.device | str = "cpu") -> None:
@@ -214,15 +209,15 @@ class TimmNetwork:
             raise missing_package("timm", "timm", f"the feature network timm:{model}") from error
         if model.partition(".")[0] not in timm.list_models():
             raise UsageError(f"timm has no model '{model}'{_nearest_of_many(model, timm.list_models())}")
-        state = _pretrained_state(model) if path is None else _load_state(path)
+        state = _pretrained_state(model) if path is None else read_tensors(path, f"timm:{model}")
         self.device = torch.device(device)
-        self.weights_hash = tensors_hash(state) if path is None else file_hash(path)
+        self.weights_hash = weights_hash(state) if path is None else file_hash(path)
         self.name = f"timm:{model}"
-        self.label = f"FD({self.name})"
         # The file decides how many classes there are; a file without a last layer gives a model without one.
         head = timm.get_pretrained_cfg_value(model, "classifier") or "head"
         weight = state.get(f"{head}.weight") if isinstance(head, str) else None
         self.num_classes = 0 if weight is None else len(weight)
+        self.offers = frozenset({"logits"} if self.num_classes else ())
         network: Any = timm.create_model(model, pretrained=False, num_classes=self.num_classes)
         _load_into(network, state, path or Path(f"pretrained weights of {model}"))
         self.model = network.eval().requires_grad_(False).to(self.device)
@@ -236,16 +231,6 @@ class TimmNetwork:
             f"antialiased {self.interpolation} to {self.size[0]}x{self.size[1]}, the model's mean and std; "
             "grey images repeated to 3 channels"
         )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            maps = self.model.forward_features(self._prepare(images))
-            return self.model.forward_head(maps, pre_logits=True).flatten(1).float()
-
-    @property
-    def offers(self) -> frozenset[str]:
-        """Logits, when the weights file holds a last layer."""
-        return frozenset({"logits"} if self.num_classes else ())
 
     def outputs(self, images: Tensor) -> Outputs:
         """Features, and the model's own logits."""
@@ -263,31 +248,22 @@ class TimmNetwork:
         return (x - self.mean) / self.std
 
 
-class RandomNetwork:
+class RandomNetwork(FeatureNetwork):
     """A fixed random convolution over 8 x 8 pooled pixels. Cheap and the same everywhere; it knows nothing."""
 
-    SEED = 0
+    preparation = "averaged to 8x8; grey images repeated to 3 channels"
 
-    def __init__(self, dims: int, device: torch.device | str = "cpu") -> None:
-        generator = torch.Generator().manual_seed(self.SEED)
-        self.device = torch.device(device)
-        self.weight = torch.randn(3 * 8 * 8, dims, generator=generator).to(self.device) / (3 * 8 * 8) ** 0.5
-        self.dims = dims
-        self.name = f"random:{dims}"
-        self.label = f"FD({self.name})"
-        self.weights_hash = tensors_hash({"weight": self.weight})
-        self.preparation = "averaged to 8x8; grey images repeated to 3 channels"
-
-    def __call__(self, images: Tensor) -> Tensor:
-        check_images(images)
-        pooled = F.adaptive_avg_pool2d(to_float(to_colour(images).to(self.device)), 8)
-        return torch.relu(pooled.flatten(1) @ self.weight)
-
-    offers: frozenset[str] = frozenset()
+    def __init__(self, dims: int, device: torch.device | str = "cpu", seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(3 * 8 * 8, dims, generator=generator).to(device) / (3 * 8 * 8) ** 0.5
+        self.dims, self.name = dims, f"random:{dims}"
+        self.weights_hash = weights_hash({"weight": self.weight})
 
     def outputs(self, images: Tensor) -> Outputs:
         """Features alone: a random network has no classes."""
-        return Outputs(self(images))
+        check_images(images)
+        pooled = F.adaptive_avg_pool2d(to_float(to_colour(images).to(self.weight.device)), 8)
+        return Outputs(torch.relu(pooled.flatten(1) @ self.weight))
 
 
 def check_images(images: Tensor) -> None:
@@ -306,25 +282,6 @@ def to_colour(images: Tensor) -> Tensor:
 def _nearest_of_many(model: str, models: list[str]) -> str:
     hint = nearest(model, models)
     return hint if hint.startswith(" (did") else " (timm.list_models() shows all)"
-
-
-def _load_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from ``.safetensors``, or from a ``.pth`` read without unpickling code."""
-    if not path.is_file():
-        raise OvertureError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load and safetensors fail with many types on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OvertureError(f"{path}: not a readable weights file ({reason})") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise OvertureError(f"{path}: holds no table of tensors by name")
-    return state
 
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:

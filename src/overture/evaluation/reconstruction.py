@@ -1,152 +1,151 @@
-"""PSNR and SSIM between images and their reconstructions, on [0, 1], image by image.
+"""What a tokenizer loses: every image encoded and decoded once, and all numbers taken from that one pass.
 
-SSIM is Wang et al. 2004 ("Image Quality Assessment: From Error Visibility to Structural Similarity"): Gaussian window
-of sigma 1.5 and 11 pixels, K1 = 0.01, K2 = 0.03, covariances with N, averaged over the places where the whole window
-fits, channels averaged.
+Images are uint8 ``[B, C, H, W]`` batches, as they would be saved; so are reconstructions before they are compared.
+Under several processes each gives its own share of the images, and each gets the result for all of them.
 
-Shapes: B batch, C channels, H W height and width.
+Shapes: B batch, C channels, H W height and width, N images, T tokens.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError
-from overture.evaluation.processes import sum_over_processes
+from overture.evaluation.conditions import Conditions, Measurement
+from overture.evaluation.evaluation import frechet_measurement
+from overture.evaluation.gaussian import GaussianStatistics
+from overture.evaluation.image_hash import ImageSetHash
+from overture.evaluation.image_quality import ReconstructionMeter, ReconstructionQuality
+from overture.evaluation.lpips import LpipsMeter
+from overture.evaluation.networks import FeatureNetwork
+from overture.evaluation.statistics import ImageStatistics
+from overture.evaluation.usage import CodebookUsage, UsageMeter
+from overture.layout import Layout
+from overture.losses.perceptual import Lpips
+from overture.processes import Processes
 
-__all__ = ["ReconstructionMeter", "ReconstructionQuality", "mean_squared_error", "psnr", "ssim"]
-
-WINDOW = 11
-SIGMA = 1.5
-
-
-def mean_squared_error(images: Tensor, others: Tensor) -> Tensor:
-    """Per image ``[B]``, float64, on [0, 1]. Images are uint8, or floating within [0, 1], ``[B, C, H, W]``."""
-    x_BCHW, y_BCHW = _unit_pair(images, others)
-    return (x_BCHW - y_BCHW).square().mean(dim=(1, 2, 3))
-
-
-def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image ``[B]``, decibel; infinite for identical images."""
-    return _psnr(mean_squared_error(images, others))
+__all__ = ["ReconstructionReport", "measure_reconstruction"]
 
 
-def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity per image ``[B]``, float64; 1 for identical images."""
-    x_BCHW, y_BCHW = _unit_pair(images, others)
-    if min(x_BCHW.shape[-2:]) < WINDOW:
-        size = "x".join(map(str, x_BCHW.shape[-2:]))
-        raise OvertureError(f"SSIM: images are {size}, its window needs at least {WINDOW}x{WINDOW}")
-    x, y = (image.flatten(0, 1).unsqueeze(1) for image in (x_BCHW, y_BCHW))
-    mean_x, mean_y = _blur(x), _blur(y)
-    variance_x = _blur(x * x) - mean_x * mean_x
-    variance_y = _blur(y * y) - mean_y * mean_y
-    covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    denominator = (mean_x * mean_x + mean_y * mean_y + c1) * (variance_x + variance_y + c2)
-    return (numerator / denominator).mean(dim=(1, 2, 3)).unflatten(0, x_BCHW.shape[:2]).mean(dim=1)
+class TokenizerLike(Protocol):
+    """What a tokenizer must offer to be measured."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its ids."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Float ``[B, C, H, W]`` in [-1, 1] -> local ids ``[B, T]``."""
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Local ids ``[B, T]`` -> float ``[B, C, H, W]``, unclamped."""
 
 
-@dataclass(frozen=True)
-class ReconstructionQuality:
-    """Means over images."""
+@dataclass(frozen=True, eq=False)
+class ReconstructionReport:
+    """What a tokenizer loses, and how it uses its codebooks."""
 
-    images: int
-    psnr: float
-    """Decibel, the mean of the images' PSNR; infinite as soon as one image is reproduced exactly."""
-    psnr_of_mean_error: float
-    """Decibel, the PSNR of the mean squared error over all images: finite unless every image is exact."""
-    ssim: float
-    mean_squared_error: float
-    exact: int
-    """Images reproduced exactly."""
+    quality: ReconstructionQuality
+    usage: CodebookUsage
+    l1: float
+    """Mean absolute error of images in [-1, 1], before reconstructions are rounded to uint8."""
+    distance: Measurement | None
+    """``rFID`` or ``rFD(network)``, to the very images that were encoded."""
+    lpips: float | None
+    ids_NT: Tensor
+    """This process's local ids."""
+    shown: Tensor
+    """The first images of this process and their reconstructions, uint8 ``[2, n, C, H, W]``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which has no infinity: infinite PSNR is null, and ``note`` says why."""
-        values: dict[str, Any] = {
-            "images": self.images,
-            "psnr": _finite(self.psnr),
-            "psnr_of_mean_error": _finite(self.psnr_of_mean_error),
-            "ssim": self.ssim,
-            "mean_squared_error": self.mean_squared_error,
-            "exact": self.exact,
-        }
-        if self.exact:
-            values["note"] = f"psnr is infinite: {self.exact} of {self.images} images are reproduced exactly"
-        return values
+        """Plain values for JSON."""
+        quality = self.quality.to_dict() | ({} if self.lpips is None else {"lpips": self.lpips})
+        distance = {} if self.distance is None else {"distance": self.distance.to_dict()}
+        return {**distance, "quality": quality, "usage": self.usage.to_dict(), "l1": self.l1}
 
 
-class ReconstructionMeter:
-    """PSNR and SSIM over batches; how the images are split into batches does not matter."""
-
-    def __init__(self) -> None:
-        self._sums = torch.zeros(5, dtype=torch.float64)  # images, PSNR, SSIM, squared error, exact images
-
-    def update(self, images: Tensor, reconstructions: Tensor) -> None:
-        """Add a batch of pairs ``[B, C, H, W]``, both uint8 or both floating within [0, 1]."""
-        error_B = mean_squared_error(images, reconstructions)
-        columns = (torch.ones_like(error_B), _psnr(error_B), ssim(images, reconstructions), error_B, error_B == 0)
-        self._sums += torch.stack([column.double().sum() for column in columns]).cpu()
-
-    def all_reduce(self) -> None:
-        """Add what all other processes have seen."""
-        self._sums = sum_over_processes(self._sums)
-
-    def result(self) -> ReconstructionQuality:
-        """The means so far."""
-        count = int(self._sums[0])
-        if count == 0:
-            raise OvertureError("reconstruction: no images were given")
-        _, mean_psnr, mean_ssim, mean_error, _ = (self._sums / count).tolist()
-        return ReconstructionQuality(
-            images=count,
-            psnr=mean_psnr,
-            psnr_of_mean_error=-10 * math.log10(mean_error) if mean_error > 0 else math.inf,
-            ssim=mean_ssim,
-            mean_squared_error=mean_error,
-            exact=int(self._sums[4]),
-        )
-
-
-def _psnr(error: Tensor) -> Tensor:
-    return -10 * torch.log10(error)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _unit_pair(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    if images.shape != others.shape or images.dim() != 4:
-        raise OvertureError(
-            f"reconstruction: shapes {tuple(images.shape)} and {tuple(others.shape)}, need two equal [B, C, H, W]"
-        )
-    return _unit(images), _unit(others)
-
-
-def _unit(images: Tensor) -> Tensor:
-    """float64 on [0, 1]."""
-    if images.device.type == "mps":  # knows no float64
-        images = images.cpu()
-    if images.dtype == torch.uint8:
-        return images.double() / 255
-    if not images.is_floating_point():
-        raise OvertureError(f"reconstruction: images are {images.dtype}, need uint8 or floating")
-    if not ((images >= 0) & (images <= 1)).all():
-        raise OvertureError("reconstruction: floating images leave [0, 1]; convert them first (to_uint8)")
-    return images.double()
+@torch.inference_mode()
+def measure_reconstruction(
+    tokenizer: TokenizerLike,
+    batches: Iterable[Tensor],
+    network: FeatureNetwork | None = None,
+    conditions: Conditions = Conditions(),
+    *,
+    lpips: Lpips | None = None,
+    shown: int = 16,
+    device: torch.device | str = "cpu",
+    processes: Processes = Processes(),
+    progress: bool = False,
+) -> ReconstructionReport:
+    """Encode and decode every image once: PSNR, SSIM, codebook usage; with a ``network`` the distance of the
+    reconstructions to their originals; with ``lpips`` that too. ``shown`` pairs are kept for a picture."""
+    quality, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
+    perceptual = LpipsMeter(lpips) if lpips is not None else None
+    sides = _Sides(network) if network is not None else None
+    error_2 = torch.zeros(2, dtype=torch.double)  # sum of absolute errors, number of values
+    ids: list[Tensor] = []
+    pairs: list[Tensor] = []
+    with tqdm(desc="reconstructing", unit="image", disable=not progress) as bar:
+        for images in batches:
+            x = to_float(images.to(device))
+            ids.append(tokenizer.encode(x).cpu())
+            y = tokenizer.decode(ids[-1].to(device))
+            if y.shape != x.shape:
+                sizes = f"{tuple(x.shape)} and came back as {tuple(y.shape)}"
+                raise OvertureError(f"reconstruction: images went in as {sizes}; give images of the tokenizer's size")
+            error_2 += torch.tensor([float((y - x).abs().double().sum()), x.numel()], dtype=torch.double)
+            images, decoded = images.cpu(), to_uint8(y).cpu()
+            usage.update(ids[-1])
+            quality.update(images, decoded)
+            for meter in (perceptual, sides):
+                if meter is not None:
+                    meter.update(images, decoded)
+            if sum(pair.shape[1] for pair in pairs) < shown:
+                pairs.append(torch.stack([images, decoded]))
+            bar.update(len(images) * processes.size)
+    for part in (quality, usage, perceptual, sides):
+        if part is not None:
+            part.all_reduce(processes)
+    total, values = processes.sum(error_2).tolist()
+    result = quality.result()  # refuses no images at all
+    return ReconstructionReport(
+        quality=result,
+        usage=usage.result(),
+        l1=total / values,
+        distance=sides.distance(conditions) if sides is not None else None,
+        lpips=perceptual.result() if perceptual is not None else None,
+        ids_NT=torch.cat(ids) if ids else torch.empty(0, tokenizer.layout.length, dtype=torch.long),
+        shown=torch.cat(pairs, dim=1)[:, :shown] if pairs else torch.empty(2, 0),
+    )
 
 
-def _blur(maps: Tensor) -> Tensor:
-    """Gaussian mean of ``[N, 1, H, W]`` where the whole window fits."""
-    offset = torch.arange(WINDOW, dtype=maps.dtype, device=maps.device) - WINDOW // 2
-    kernel = torch.exp(-offset.square() / (2 * SIGMA**2))
-    kernel = kernel / kernel.sum()
-    return F.conv2d(F.conv2d(maps, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+class _Sides:
+    """Feature statistics of images and of their reconstructions."""
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        self.network, self.digest = network, ImageSetHash()
+        self.originals, self.decoded = GaussianStatistics(network.dims), GaussianStatistics(network.dims)
+
+    def update(self, images: Tensor, decoded: Tensor) -> None:
+        self.digest.update(images)
+        self.originals.update(self.network(images))
+        self.decoded.update(self.network(decoded))
+
+    def all_reduce(self, processes: Processes) -> None:
+        for part in (self.digest, self.originals, self.decoded):
+            part.all_reduce(processes)
+
+    def distance(self, conditions: Conditions) -> Measurement:
+        network, digest = self.network, self.digest.hexdigest()
+        about: dict[str, Any] = {"network": network.name, "network_hash": network.weights_hash}
+        count = self.originals.count
+        decoded = ImageStatistics("the reconstructions", digest, count, self.decoded.result(), **about)
+        originals = ImageStatistics("the same images", digest, count, self.originals.result(), **about)
+        return frechet_measurement(f"r{network.label}", decoded, originals, network, conditions)

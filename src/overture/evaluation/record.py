@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from overture.errors import OvertureError
-from overture.evaluation.protocol import Measurement, Protocol, differences
+from overture.evaluation.conditions import Measurement, differences
+from overture.files import read_json
 
 __all__ = ["Comparison", "Mark", "compare_records", "read_measurements"]
 
@@ -26,7 +27,7 @@ class Mark:
     record: str
     metric: str
     reasons: tuple[str, ...]
-    """``field: theirs, first: ours`` for every difference of the protocols."""
+    """``field: theirs, first: ours`` for every difference of the conditions."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,7 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
         if found is None:
             raise OvertureError(f"{path}: holds no {' or '.join(RECORD_NAMES)}")
         path = found
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot read this record ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise OvertureError(f"{path}: not a JSON record ({error})") from error
+    data = read_json(path, dict, "it is no record of evaluate --out or of a run")
     measurements: dict[str, Measurement] = {}
     entries = list(_entries(data, ""))
     named = Counter(str(entry["name"]) for _, entry in entries)
@@ -81,7 +77,7 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
 
 
 def compare_records(records: dict[str, dict[str, Measurement]]) -> Comparison:
-    """A table of several records; a number whose protocol differs from the first of its column is marked."""
+    """A table of several records; a number made otherwise than the first of its column is marked."""
     metrics = tuple(dict.fromkeys(metric for values in records.values() for metric in values))
     values = {(name, metric): m for name, found in records.items() for metric, m in found.items()}
     marks = []
@@ -96,9 +92,10 @@ def compare_records(records: dict[str, dict[str, Measurement]]) -> Comparison:
 
 
 def _reasons(measurement: Measurement, first: Measurement) -> tuple[str, ...]:
+    theirs, ours = measurement.conditions, first.conditions
     reasons = [
-        f"{field}: {_short(getattr(measurement.protocol, field))}, first: {_short(getattr(first.protocol, field))}"
-        for field in differences(measurement.protocol, first.protocol)
+        f"{field}: {_short(getattr(theirs, field))}, first: {_short(getattr(ours, field))}"
+        for field in differences(theirs, ours)
     ]
     if measurement.unit != first.unit:
         reasons.append(f"unit: {measurement.unit or 'none'}, first: {first.unit or 'none'}")
@@ -122,21 +119,15 @@ def _entries(data: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _measurement(entry: dict[str, Any], path: Path) -> Measurement:
-    known = {field.name for field in dataclasses.fields(Protocol)}
     if not isinstance(entry["protocol"], dict) or not isinstance(entry["name"], str):
         raise OvertureError(f"{path}: the measurement '{entry['name']}' has no protocol")
-    odd = entry["protocol"].keys() - known
-    if odd:
-        raise OvertureError(f"{path}: '{entry['name']}' has unknown protocol fields ({', '.join(sorted(odd))})")
     value = entry["value"]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise OvertureError(f"{path}: the value of '{entry['name']}' is {value!r}, needs a number")
     try:
-        number = float("nan") if value is None else float(value)
-    except OverflowError as error:
-        raise OvertureError(f"{path}: the value of '{entry['name']}' is too large to be a distance") from error
-    notes = entry.get("notes") or ()
-    if not isinstance(notes, list | tuple):
-        raise OvertureError(f"{path}: the notes of '{entry['name']}' are {notes!r}, need a list")
-    notes = tuple(map(str, notes))
-    return Measurement(entry["name"], number, str(entry.get("unit", "")), Protocol(**entry["protocol"]), notes)
+        measurement = Measurement.from_dict(entry)
+    except (OverflowError, TypeError) as error:
+        raise OvertureError(f"{path}: the measurement '{entry['name']}' is damaged ({error})") from error
+    if math.isinf(measurement.value):
+        raise OvertureError(f"{path}: the value of '{entry['name']}' is too large to be a distance")
+    return measurement

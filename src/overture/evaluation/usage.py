@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from overture.errors import OvertureError
 from overture.layout import Layout
+from overture.processes import Processes
 
-__all__ = ["CodebookUsage", "SegmentUsage", "UsageMeter", "codebook_usage"]
+__all__ = ["CodebookUsage", "SegmentUsage", "UsageMeter"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,10 @@ class UsageMeter:
             self._counts[start : start + size] += np.bincount(array_BT[:, position], minlength=size)
         self.images += len(array_BT)
 
-    def all_reduce(self) -> None:
+    def all_reduce(self, processes: Processes) -> None:
         """Add what all other processes have seen."""
-        import torch
-
-        from overture.evaluation.processes import sum_over_processes
-
-        self.images = int(sum_over_processes(torch.tensor(self.images)))
-        self._counts = sum_over_processes(torch.from_numpy(self._counts)).numpy()
+        self.images = int(processes.sum(torch.tensor(self.images)))
+        self._counts = processes.sum(torch.from_numpy(self._counts)).numpy()
 
     def result(self) -> CodebookUsage:
         """Usage of everything seen so far."""
@@ -109,16 +107,6 @@ class UsageMeter:
                 )
             )
         return CodebookUsage(self.images, tuple(segments))
-
-
-def codebook_usage(ids: Any, layout: Layout) -> CodebookUsage:
-    """Usage of local ids ``[N, T]`` (numpy or torch, integers) under their layout.
-
-    With few images the share is bounded by N / K_t: compare it at equal numbers of images.
-    """
-    meter = UsageMeter(layout)
-    meter.update(ids)
-    return meter.result()
 
 
 def _used(counts: np.ndarray) -> float:

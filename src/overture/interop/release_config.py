@@ -19,7 +19,8 @@ from overture.interop.releases import Release
 from overture.nn.transformer import TransformerConfig
 from overture.priors.model import PriorConfig
 from overture.quantizers import QuantizerConfig, SoftConfig, VectorConfig
-from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerConfig
+from overture.schedules import CodebookConfig
+from overture.tokenizers.config import SegmentConfig, TokenizerConfig
 
 __all__ = ["read_config"]
 

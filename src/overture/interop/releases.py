@@ -11,9 +11,10 @@ from typing import Literal
 from overture.nn.transformer import TransformerConfig
 from overture.priors.model import PriorConfig
 from overture.quantizers import SoftConfig
-from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerConfig
+from overture.schedules import CodebookConfig
+from overture.tokenizers.config import SegmentConfig, TokenizerConfig
 
-__all__ = ["BASE", "LARGE", "RELEASES", "XL", "Release"]
+__all__ = ["BASE", "LARGE", "RELEASES", "XL", "Release", "prologue_segment"]
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,26 @@ XL = PriorConfig(dim=1280, depth=32, heads=20)
 _JOINT_BASE = replace(BASE, dropout=0.0)
 """OneStage: of base size, and without dropout like every prior that was trained beside its tokenizer."""
 
-_LARGE_DECODER = TransformerConfig(dim=1024, depth=24, heads=16)
-_POST_ENCODER = TransformerConfig(dim=512, depth=10, heads=8, ratio=11 / 4)
+LARGE_DECODER = TransformerConfig(dim=1024, depth=24, heads=16)
+POST_ENCODER = TransformerConfig(dim=512, depth=10, heads=8, ratio=11 / 4)
 
 
-def _prologue(source: Literal["queries", "post"]) -> SegmentConfig:
-    codebook = CodebookConfig(k_max=1024)
-    return SegmentConfig("prologue", source, 16, codebook, SoftConfig(), decoded=False, separator=True)
+def prologue_segment(
+    tokens: int = 16, codebook: int = 1024, source: Literal["queries", "post"] = "queries"
+) -> SegmentConfig:
+    """Tokens that the decoder does not see, in front of a separator; only a joint prior trains them."""
+    sizes = CodebookConfig(k_max=codebook)
+    return SegmentConfig("prologue", source, tokens, sizes, SoftConfig(), decoded=False, separator=True)
 
 
 _2D = TokenizerConfig()
 _1D = TokenizerConfig(segments=(SegmentConfig("visual", "queries", 256),))
-_PROLOGUE_B = TokenizerConfig(segments=(_prologue("queries"), SegmentConfig()))
+_PROLOGUE_B = TokenizerConfig(segments=(prologue_segment(), SegmentConfig()))
 _PROLOGUE_L = TokenizerConfig(
-    decoder=_LARGE_DECODER,
-    segments=(_prologue("queries"), SegmentConfig(codebook=CodebookConfig(k_max=4096))),
+    decoder=LARGE_DECODER,
+    segments=(prologue_segment(), SegmentConfig(codebook=CodebookConfig(k_max=4096))),
 )
-_POST = TokenizerConfig(segments=(_prologue("post"), SegmentConfig()), post_encoder=_POST_ENCODER)
+_POST = TokenizerConfig(segments=(prologue_segment(source="post"), SegmentConfig()), post_encoder=POST_ENCODER)
 
 RELEASES = {
     "1d-tokenizer": Release(_1D),

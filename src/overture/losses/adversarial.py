@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
-from overture.losses.global_batch_norm import GlobalBatchNorm2d, all_sum, world_size
+from overture.nn.global_batch_norm import GlobalBatchNorm2d
+from overture.processes import Processes
 
 __all__ = ["Adversarial", "AdversarialConfig", "PatchDiscriminator"]
 
@@ -59,11 +60,13 @@ class AdversarialConfig:
         """Whether the game is on at this step: it has a weight, and has started."""
         return self.weight > 0 and step >= self.start
 
-    def build(self, image_channels: int, image_size: int | None = None) -> Adversarial:
+    def build(
+        self, image_channels: int, image_size: int | None = None, processes: Processes = Processes()
+    ) -> Adversarial:
         """The discriminator with fresh weights; ``image_size`` (px), when given, is checked right away."""
         if image_size is not None:
             _check_size(self.layers, image_size, image_size)
-        return Adversarial(self, image_channels)
+        return Adversarial(self, image_channels, processes)
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -73,12 +76,16 @@ class PatchDiscriminator(nn.Sequential):
     the norms as N(1, 0.02).
     """
 
-    def __init__(self, image_channels: int, channels: int, layers: int) -> None:
+    def __init__(self, image_channels: int, channels: int, layers: int, processes: Processes = Processes()) -> None:
         widths = [channels * min(2**layer, 8) for layer in range(layers + 1)]
         parts: list[nn.Module] = [_convolution(image_channels, widths[0], stride=2), _activation()]
         for layer, (before, after) in enumerate(itertools.pairwise(widths), start=1):
             stride = 2 if layer < layers else 1
-            parts += [_convolution(before, after, stride, bias=False), GlobalBatchNorm2d(after), _activation()]
+            parts += [
+                _convolution(before, after, stride, bias=False),
+                GlobalBatchNorm2d(after, processes),
+                _activation(),
+            ]
         super().__init__(*parts, _convolution(widths[-1], 1, stride=1))
         self.layers = layers
         for module in self.modules():
@@ -104,10 +111,10 @@ class Adversarial(nn.Module):
     real_average: Tensor
     fake_average: Tensor
 
-    def __init__(self, config: AdversarialConfig, image_channels: int) -> None:
+    def __init__(self, config: AdversarialConfig, image_channels: int, processes: Processes = Processes()) -> None:
         super().__init__()
-        self.config = config
-        self.discriminator = PatchDiscriminator(image_channels, config.channels, config.layers)
+        self.config, self.processes = config, processes
+        self.discriminator = PatchDiscriminator(image_channels, config.channels, config.layers, processes)
         self.register_buffer("real_average", torch.zeros(()))
         self.register_buffer("fake_average", torch.zeros(()))
 
@@ -116,10 +123,6 @@ class Adversarial(nn.Module):
         with _frozen(self.discriminator):
             logits = self.discriminator(reconstruction_BCHW)
         return F.softplus(-logits.float()).mean()
-
-    def forward(self, real_BCHW: Tensor, fake_BCHW: Tensor, step: int) -> dict[str, Tensor]:
-        """The same as :meth:`discriminator_step_loss`, for wrappers that only see ``forward``."""
-        return self.discriminator_step_loss(real_BCHW, fake_BCHW, step)
 
     def discriminator_step_loss(self, real_BCHW: Tensor, fake_BCHW: Tensor, step: int) -> dict[str, Tensor]:
         """The discriminator's terms at its own ``step`` (from 0); moves the LeCam averages.
@@ -152,7 +155,7 @@ class Adversarial(nn.Module):
     @torch.no_grad()
     def _move_averages(self, real_mean: Tensor, fake_mean: Tensor) -> None:
         """Follow the mean logits of all processes (which hold equal shares of the batch)."""
-        means = all_sum(torch.stack((real_mean, fake_mean))) / world_size()
+        means = self.processes.mean(torch.stack((real_mean, fake_mean)))
         self.real_average.lerp_(means[0], 1 - self.config.lecam_decay)
         self.fake_average.lerp_(means[1], 1 - self.config.lecam_decay)
 

@@ -13,81 +13,102 @@ import importlib.util
 import itertools
 import pickle
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from overture.errors import OvertureError, UsageError
+from overture.model_files import read_tensors
+from overture.nn.classifier import load_classifier
+from overture.registry import OpenList
 
 __all__ = [
     "ConvNextConfig",
     "DomainConfig",
     "FeatureDistance",
+    "FeatureMaps",
     "LogitDistance",
     "Lpips",
     "LpipsConfig",
     "NoPerceptual",
     "Perceptual",
     "PerceptualConfig",
-]
+    "available_lpips",
+]  # fmt: skip
 
 
 # -- configs ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class NoPerceptual:
-    """No perceptual loss: zero for all images."""
+class PerceptualConfig:
+    """The settings of a perceptual loss; ``build`` makes it. Subclasses are frozen dataclasses too."""
 
-    kind: ClassVar[str] = "none"
+    components: ClassVar[OpenList] = OpenList(
+        "perceptual loss",
+        {
+            "none": "overture.losses.perceptual:NoPerceptual",
+            "lpips": "overture.losses.perceptual:LpipsConfig",
+            "convnext": "overture.losses.perceptual:ConvNextConfig",
+            "domain": "overture.losses.perceptual:DomainConfig",
+        },
+        kind="overture.losses.perceptual:PerceptualConfig",
+    )
 
-    def build(self) -> Perceptual:
-        """The loss that is always zero."""
-        return Zero()
+    def build(self, domain_network: FeatureMaps | None = None) -> Perceptual | None:
+        """The loss, or None where there is none. ``domain_network`` is one that the run has trained on its own data.
+
+        Raises ``OvertureError`` naming the ways to get weights that cannot be had.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class LpipsConfig:
+class NoPerceptual(PerceptualConfig):
+    """No perceptual loss."""
+
+    def build(self, domain_network: FeatureMaps | None = None) -> None:
+        """None."""
+
+
+@dataclass(frozen=True)
+class LpipsConfig(PerceptualConfig):
     """LPIPS (arXiv 1801.03924), version 0.1, on the five stages of VGG16."""
 
-    kind: ClassVar[str] = "lpips"
     vgg_weights: str = ""
     """File with torchvision's VGG16 weights (.pth or .safetensors); empty: torchvision's cache or download."""
     heads: str = ""
     """File with the linear heads (``vgg.pth`` of the package ``lpips``); empty: those of the installed package."""
 
-    def build(self) -> Lpips:
-        """Load the weights; raises ``OvertureError`` naming the ways to get them when they cannot be had."""
+    def build(self, domain_network: FeatureMaps | None = None) -> Lpips:
+        """Load the weights."""
         what = "LPIPS"
-        heads = _read_weights(Path(self.heads) if self.heads else _installed_heads(), what)
+        heads = read_tensors(Path(self.heads) if self.heads else _installed_heads(), what)
         if self.vgg_weights:
-            vgg = _read_weights(Path(self.vgg_weights), what)
+            vgg = read_tensors(Path(self.vgg_weights), what)
         else:
             vgg = _torchvision_weights("VGG16_Weights", what, "vgg_weights")
         return Lpips(_vgg16_stages(vgg, what), _linear_heads(heads, what))
 
 
 @dataclass(frozen=True)
-class ConvNextConfig:
+class ConvNextConfig(PerceptualConfig):
     """Mean squared difference of the ImageNet logits of ConvNeXt-S at 224 px (what Prologue-Large trains with)."""
 
-    kind: ClassVar[str] = "convnext"
     weights: str = ""
     """File with torchvision's ConvNeXt-S weights (.pth or .safetensors); empty: torchvision's cache or download."""
 
-    def build(self) -> LogitDistance:
-        """Load the weights; raises ``OvertureError`` naming the ways to get them when they cannot be had."""
+    def build(self, domain_network: FeatureMaps | None = None) -> LogitDistance:
+        """Load the weights."""
         from torchvision.models import convnext_small
 
         what = "the ConvNeXt perceptual loss"
         if self.weights:
-            weights = _read_weights(Path(self.weights), what)
+            weights = read_tensors(Path(self.weights), what)
         else:
             weights = _torchvision_weights("ConvNeXt_Small_Weights", what, "weights")
         with torch.device("meta"):
@@ -97,25 +118,19 @@ class ConvNextConfig:
 
 
 @dataclass(frozen=True)
-class DomainConfig:
+class DomainConfig(PerceptualConfig):
     """Difference of the feature maps of a small classifier trained on the same data: needs no download."""
 
-    kind: ClassVar[str] = "domain"
     weights: str = ""
     """File of the trained classifier (``overture.nn.classifier.save_classifier``)."""
 
-    def build(self, network: FeatureMaps | None = None) -> FeatureDistance:
-        """Use ``network`` (frozen from here on), or load the file ``weights``."""
-        if network is None:
+    def build(self, domain_network: FeatureMaps | None = None) -> FeatureDistance:
+        """Use ``domain_network`` (frozen from here on), or load the file ``weights``."""
+        if domain_network is None:
             if not self.weights:
                 raise UsageError("the domain perceptual loss needs a trained classifier: give its file as weights")
-            from overture.nn.classifier import load_classifier
-
-            network = load_classifier(self.weights)[0]
-        return FeatureDistance(network)
-
-
-PerceptualConfig = NoPerceptual | LpipsConfig | ConvNextConfig | DomainConfig
+            domain_network = load_classifier(self.weights)[0]
+        return FeatureDistance(domain_network)
 
 
 # -- losses -------------------------------------------------------------------------------------------------------------
@@ -163,18 +178,6 @@ class Perceptual(nn.Module):
         self.train()
 
 
-class Zero(Perceptual):
-    """No loss."""
-
-    def features(self, images_BCHW: Tensor) -> list[Tensor]:
-        """None at all."""
-        return [images_BCHW.new_zeros((), dtype=torch.float32)]
-
-    def distance(self, reconstruction: list[Tensor], target: list[Tensor]) -> Tensor:
-        """Zero."""
-        return reconstruction[0]
-
-
 class Lpips(Perceptual):
     """Learned perceptual image patch similarity.
 
@@ -182,6 +185,8 @@ class Lpips(Perceptual):
     head, average over places; then sum over stages.
     """
 
+    SMALLEST = 16
+    """Pixels of a side: of smaller images the last stage sees nothing."""
     shift_CHW: Tensor
     scale_CHW: Tensor
 
@@ -198,8 +203,8 @@ class Lpips(Perceptual):
 
     def features(self, images_BCHW: Tensor) -> list[Tensor]:
         """The activations after every stage."""
-        if min(images_BCHW.shape[-2:]) < 16:
-            raise UsageError(f"LPIPS needs images of at least 16 px, not {tuple(images_BCHW.shape[-2:])}")
+        if min(images_BCHW.shape[-2:]) < self.SMALLEST:
+            raise UsageError(f"LPIPS needs images of at least {self.SMALLEST} px, not {tuple(images_BCHW.shape[-2:])}")
         x_BCHW = (_colour(images_BCHW, "LPIPS") - self.shift_CHW) / self.scale_CHW
         maps = []
         for stage in self.stages:
@@ -288,21 +293,6 @@ def _colour(images_BCHW: Tensor, what: str) -> Tensor:
 # -- weights ------------------------------------------------------------------------------------------------------------
 
 
-def _read_weights(path: Path, what: str) -> dict[str, Tensor]:
-    """Named tensors of a ``.safetensors`` file, or of a ``.pth`` file (as torchvision and lpips publish them)."""
-    if not path.is_file():
-        raise OvertureError(f"{what}: no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a foreign file, torch.load raises nearly anything: IndexError, KeyError, ...
-        raise OvertureError(f"{what}: {path} is not a readable weights file ({_first_line(error)})") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise OvertureError(f"{what}: {path} holds no named tensors; give the state dict of the network")
-    return dict(weights)
-
-
 def _torchvision_weights(enum: str, what: str, option: str) -> dict[str, Tensor]:
     """ImageNet weights as torchvision caches or downloads them."""
     import torchvision.models
@@ -316,6 +306,15 @@ def _torchvision_weights(enum: str, what: str, option: str) -> dict[str, Tensor]
             f"{what}: cannot download {name} ({_first_line(error)}); give a local copy as {option}=FILE, "
             f"or put it into {torch.hub.get_dir()}/checkpoints"
         ) from error
+
+
+def available_lpips() -> LpipsConfig | None:
+    """LPIPS as it can be built without a download; None where its heads or VGG16's weights are not on this machine."""
+    import torchvision.models
+
+    file = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file
+    return LpipsConfig() if cached.is_file() and importlib.util.find_spec("lpips") is not None else None
 
 
 def _installed_heads() -> Path:

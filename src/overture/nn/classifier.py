@@ -11,31 +11,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
+from overture.model_files import load_weights, read_metadata, save_model
+from overture.nn.global_batch_norm import GlobalBatchNorm2d
+from overture.processes import Processes
 
-__all__ = [
-    "Classifier",
-    "ClassifierConfig",
-    "ClassifierRecord",
-    "load_classifier",
-    "save_classifier",
-    "tensors_hash",
-]
-
-FORMAT = "overture-classifier"
-FORMAT_VERSION = 1
+__all__ = ["Classifier", "ClassifierConfig", "ClassifierRecord", "load_classifier", "save_classifier"]
 
 
 @dataclass(frozen=True)
@@ -63,21 +53,21 @@ class ClassifierConfig:
         """D, the number of features."""
         return self.width * 2 ** (self.blocks - 1)
 
-    def build(self) -> Classifier:
-        """A classifier with fresh weights."""
-        return Classifier(self)
+    def build(self, processes: Processes = Processes()) -> Classifier:
+        """A classifier with fresh weights, whose batch norms see the batch of all ``processes``."""
+        return Classifier(self, processes)
 
 
 class Block(nn.Sequential):
     """Halve the image with a strided convolution, then look around once more; batch norm and ReLU after each."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, processes: Processes) -> None:
         super().__init__(
             nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            GlobalBatchNorm2d(channels_out, processes),
             nn.ReLU(),
             nn.Conv2d(channels_out, channels_out, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            GlobalBatchNorm2d(channels_out, processes),
             nn.ReLU(),
         )
 
@@ -85,11 +75,11 @@ class Block(nn.Sequential):
 class Classifier(nn.Module):
     """Convolutional blocks, global average pooling, one linear layer."""
 
-    def __init__(self, config: ClassifierConfig) -> None:
+    def __init__(self, config: ClassifierConfig, processes: Processes) -> None:
         super().__init__()
         self.config = config
         widths = [config.channels, *(config.width * 2**block for block in range(config.blocks))]
-        self.blocks = nn.ModuleList(Block(a, b) for a, b in itertools.pairwise(widths))
+        self.blocks = nn.ModuleList(Block(a, b, processes) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(config.dims, config.num_classes)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -119,73 +109,65 @@ class ClassifierRecord:
     config: ClassifierConfig
     seed: int
     train_images: int
-    """Images it has seen, each counted once per presentation when they came as a stream."""
+    """Images that it was trained on."""
     accuracy: float | None
     """Top-1 share (0..1) on held-out images; None when there were none."""
     held_out_images: int
-    weights_hash: str
-    """sha256 of the weights, see :func:`tensors_hash`."""
+    weights_hash: str = ""
+    """The hash of the weights; filled in when they are saved."""
     training: dict[str, Any] = field(default_factory=dict)
     """The training config, as plain values."""
 
 
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of the tensors, in the order of their names.
-
-    Unlike the hash of a file it does not change with the metadata or the container.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_classifier(classifier: Classifier, record: ClassifierRecord, path: Path | str) -> None:
-    """Write weights and record as one safetensors file, through a temporary file so that none is ever half written."""
-    path = Path(path)
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "record": json.dumps(to_dict(record))}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # runs side by side share this place
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OvertureError(f"{path}: cannot write the classifier ({error})") from error
+def save_classifier(classifier: Classifier, record: ClassifierRecord, path: Path | str) -> str:
+    """Write weights and record as a model file; returns the hash of the weights."""
+    about = {"config": to_dict(record.config), "record": to_dict(record)}
+    return save_model(Path(path), "classifier", {"raw": classifier.state_dict()}, about)
 
 
 def load_classifier(path: Path | str) -> tuple[Classifier, ClassifierRecord]:
     """Read a file of :func:`save_classifier`: the classifier in evaluation mode, and its record.
 
-    Raises ``OvertureError`` for a missing, foreign, corrupt or newer file, and for weights that are not those of the
-    record.
+    Raises ``OvertureError`` for a missing, foreign, corrupt or newer file.
     """
     path = Path(path)
     if not path.is_file():
-        raise OvertureError(f"{path}: no such classifier file; train one with train_classifier")
+        raise OvertureError(f"{path}: no such classifier file; train one with a run whose network is 'domain'")
+    if _is_old(path):
+        return _load_old(path)
+    metadata = read_metadata(path, "classifier")
+    record = from_dict(ClassifierRecord, metadata.get("record"), where=f"{path}: record")
+    record = replace(record, weights_hash=metadata["weights_hash"])
+    classifier = record.config.build()
+    load_weights(classifier, path, "raw")
+    return classifier, record
+
+
+def _is_old(path: Path) -> bool:
+    """Whether the file was written before classifiers were model files like the others."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return (file.metadata() or {}).get("format") == "overture-classifier"
     except (OSError, SafetensorError) as error:
         raise OvertureError(f"{path}: not a readable safetensors file ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise OvertureError(f"{path}: not a classifier of this project; train one with train_classifier")
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        version = metadata.get("format_version")
-        raise OvertureError(
-            f"{path}: classifier format {version}, this version reads {FORMAT_VERSION}; update overture"
-        )
+
+
+def _load_old(path: Path) -> tuple[Classifier, ClassifierRecord]:
+    """As :func:`load_classifier`, from a file of version 0.1 and its own way to hash."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
     try:
         record = from_dict(ClassifierRecord, json.loads(metadata["record"]), where=str(path))
         classifier = record.config.build()
         classifier.load_state_dict(tensors)
-    except (KeyError, ValueError) as error:
-        raise OvertureError(f"{path}: the record beside the weights is damaged ({error!r})") from error
-    except RuntimeError as error:
-        raise OvertureError(f"{path}: the weights do not fit the recorded config; train it again") from error
-    if tensors_hash(tensors) != record.weights_hash:
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise OvertureError(f"{path}: the record beside the weights does not fit them ({reason})") from error
+    if digest.hexdigest() != record.weights_hash:
         raise OvertureError(f"{path}: the weights are not those of the record (sha256 differs); train it again")
-    return classifier.eval(), record
+    return classifier.eval().requires_grad_(False), record

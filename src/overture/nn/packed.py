@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overture.nn.attention import KVCache
+from overture.nn.kv_cache import KVCache
 from overture.nn.norm import rms_normalize
 from overture.nn.rope import Rotary
 from overture.nn.transformer import Block, BlockScales, OutputHead, Transformer

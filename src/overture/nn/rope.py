@@ -26,13 +26,6 @@ class Rotary(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def __getitem__(self, positions: slice) -> Rotary:  # type: ignore[override]
-        return Rotary(self.cos[positions], self.sin[positions])
-
-    def to(self, device: torch.device) -> Rotary:
-        """The same on another device."""
-        return Rotary(self.cos.to(device), self.sin.to(device))
-
     def apply(self, x_BHLE: Tensor) -> Tensor:
         """Turn the channel pairs of queries or keys ``[B, H, L, E]``; float32 inside, the type of ``x`` outside."""
         pairs = x_BHLE.float().unflatten(-1, (-1, 2))

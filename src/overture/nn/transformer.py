@@ -203,19 +203,18 @@ class OutputHead(nn.Module):
         with torch.no_grad():
             self.projection.weight.mul_(weight_scale)
 
-    def forward(self, x_BLD: Tensor, condition: Tensor, outputs: slice = slice(None)) -> Tensor:
-        """``[B, L, D] -> [B, L, outputs]``; a slice computes only those rows of the output matrix."""
-        return self.project(self.normalize(x_BLD, self.norm(condition)), outputs)
+    def forward(self, x_BLD: Tensor, condition: Tensor) -> Tensor:
+        """``[B, L, D] -> [B, L, outputs]``."""
+        return self.project(self.normalize(x_BLD, condition))
 
-    def normalize(self, x_BLD: Tensor, scale: Tensor) -> Tensor:
-        """The norm alone, for callers who hold its scale."""
-        return rms_normalize(x_BLD.float(), scale)
+    def normalize(self, x_BLD: Tensor, condition: Tensor) -> Tensor:
+        """The norm alone, ``[B, L, D]``."""
+        return rms_normalize(x_BLD.float(), self.norm(condition))
 
-    def project(self, x_BLD: Tensor, outputs: slice = slice(None)) -> Tensor:
+    def project(self, x_BLD: Tensor) -> Tensor:
         """The projection alone."""
-        bias = None if self.projection.bias is None else self.projection.bias[outputs]
         with torch.autocast(x_BLD.device.type, enabled=False):
-            return F.linear(x_BLD.float(), self.projection.weight[outputs].float(), bias)
+            return self.projection(x_BLD.float())
 
 
 def set_recompute(module: nn.Module, recompute: Recompute) -> None:

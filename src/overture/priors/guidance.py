@@ -6,13 +6,13 @@ Guided logits are ``scale * conditional + (1 - scale) * unconditional``; a scale
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from overture.errors import UsageError
 from overture.layout import Layout
 
-__all__ = ["Curve", "Guidance", "parse_temperature"]
+__all__ = ["Curve", "Guidance", "number"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Curve:
         return self.start + (self.scale - self.start) * (1 - math.cos(math.pi * progress**self.power)) / 2
 
     def __str__(self) -> str:
-        power = f" power {self.power:g}" if self.shape == "cosine" else ""
-        start = f" start {self.start:g}" if self.shape != "constant" else ""
-        return f"{self.shape} {self.scale:g}{power}{start}"
+        power = f" power {number(self.power)}" if self.shape == "cosine" else ""
+        start = f" start {number(self.start)}" if self.shape != "constant" else ""
+        return f"{self.shape} {number(self.scale)}{power}{start}"
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,10 @@ class Guidance:
         return cls(None, tuple(parts))
 
     @classmethod
-    def of(cls, value: Guidance | float | None) -> Guidance:
-        """What callers may pass: a guidance, a constant scale, or nothing."""
-        if value is None:
-            return cls.none()
-        return value if isinstance(value, Guidance) else cls.constant(float(value))
-
-    @classmethod
     def parse(cls, text: str) -> Guidance:
-        """Read ``2.0``, ``cosine 4 power 1.5``, or ``prologue: constant 0.7, visual: cosine 3.75 power 0.2``."""
+        """Read ``none``, ``2.0``, ``cosine 4 power 1.5``, or ``prologue: constant 0.7, visual: cosine 3.75 power 0.2``."""
+        if text.strip() == "none":
+            return cls.none()
         if ":" in text:
             pairs = [part.split(":", 1) for part in text.split(",") if part.strip()]
             if any(len(pair) != 2 for pair in pairs):
@@ -123,34 +118,16 @@ class Guidance:
             for position in layout.positions
         )
 
-    def with_scale(self, scale: float) -> Guidance:
-        """The same shape with another scale (for sweeps over an unsplit guidance)."""
-        if self.whole is None:
-            raise UsageError("guidance: with_scale needs a guidance that is not split")
-        return Guidance(replace(self.whole, scale=scale))
-
     def __str__(self) -> str:
         if self.whole is not None:
             return "none" if self.whole == Curve() else str(self.whole)
-        return ", ".join(f"{name}: {curve}" for name, curve in self.parts)
+        return ", ".join(f"{name}: {curve}" for name, curve in self.parts) or "none"
 
 
-def parse_temperature(value: float | str) -> float | dict[str, float]:
-    """A temperature for all segments (``0.9``), or one for each (``prologue: 0.7, visual: 0.9``; others keep 1)."""
-    text = str(value)
-    try:
-        if ":" not in text:
-            parsed: float | dict[str, float] = float(text)
-        else:
-            pairs = (part.split(":") for part in text.split(",") if part.strip())
-            parsed = {name.strip(): float(number) for name, number in pairs}
-    except ValueError as error:
-        raise UsageError(f"temperature '{text}': write '0.9', or 'SEGMENT: 0.7, SEGMENT: 0.9'") from error
-    numbers = parsed.values() if isinstance(parsed, dict) else (parsed,)
-    for number in numbers:
-        if not (math.isfinite(number) and number > 0):
-            raise UsageError(f"temperature is {number}, needs > 0 (for the likeliest id at every step use top_k 1)")
-    return parsed
+def number(value: float) -> str:
+    """A number as short as it can be written without loss."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _parse_curve(text: str) -> Curve:

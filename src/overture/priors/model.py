@@ -7,7 +7,6 @@ Shapes: B images, L sequence positions, D channels, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,6 @@ from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.nn.rope import Rotary, default_axes, index_positions, rotary
 from overture.nn.transformer import OutputHead, TransformerConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from overture.priors.guidance import Guidance
 
 __all__ = ["Prior", "PriorConfig"]
 
@@ -97,7 +91,8 @@ class Prior(nn.Module):
 
     def forward(self, sequence: Tensor, class_ids: Tensor) -> Tensor:
         """Sequence ids ``[B, L]`` and classes ``[B]`` -> logits ``[B, L, V]`` over the whole vocabulary."""
-        self.check_classes(class_ids)
+        if class_ids.device.type == "cpu":  # elsewhere looking at them would wait
+            self.check_classes(class_ids)
         if sequence.shape[-1] != self.layout.sequence_length:
             raise OvertureError(
                 f"prior: sequences have {sequence.shape[-1]} positions, its layout has {self.layout.sequence_length}"
@@ -106,10 +101,14 @@ class Prior(nn.Module):
 
     def predict(self, embeddings_BLD: Tensor, class_ids: Tensor) -> Tensor:
         """Logits ``[B, L, V]`` from the embeddings ``[B, L - 1, D]`` of all tokens but the last."""
+        return self.head.project(self.hidden(embeddings_BLD, class_ids))
+
+    def hidden(self, embeddings_BLD: Tensor, class_ids: Tensor) -> Tensor:
+        """What the output matrix is applied to, ``[B, L, D]`` float32: for losses that never hold all logits."""
         x_BLD = torch.cat([self.class_embedding(class_ids)[:, None], embeddings_BLD], dim=1)
         x_BLD = F.dropout(x_BLD, self.config.dropout, self.training)
         condition = self.transformer.condition(len(x_BLD))
-        return self.head(self.transformer(x_BLD, self.rotary, condition=condition), condition)
+        return self.head.normalize(self.transformer(x_BLD, self.rotary, condition=condition), condition)
 
     def check_classes(self, class_ids: Tensor) -> None:
         """Refuse classes out of range (``num_classes`` itself is "unconditional")."""
@@ -118,32 +117,3 @@ class Prior(nn.Module):
                 f"class {int(class_ids.max() if class_ids.min() >= 0 else class_ids.min())} is out of range: "
                 f"this prior knows 0..{self.config.num_classes - 1}, and {self.config.num_classes} for unconditional"
             )
-
-    def generate(
-        self,
-        class_ids: Tensor | Sequence[int],
-        *,
-        guidance: Guidance | float | None = None,
-        temperature: float | Mapping[str, float] = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        prefix: Tensor | None = None,
-        fixed: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Sample sequences ``[B, L]``; see :func:`overture.priors.sampler.generate`."""
-        from overture.priors.sampler import generate
-
-        return generate(
-            self,
-            class_ids,
-            guidance=guidance,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            prefix=prefix,
-            fixed=fixed,
-            generator=generator,
-            dtype=dtype,
-        )

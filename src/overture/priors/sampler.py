@@ -4,6 +4,9 @@ At every position only the output rows that the layout allows are computed. Wher
 unconditional half is not run; it catches up in one pass when a later step needs it. Separators are not sampled: the
 layout leaves them one id.
 
+The draws of an image are a function of (seed, index of the image), so it is the same in a batch of any size, up to the
+float rounding of the logits: a draw that falls within rounding of the border between two ids may take either.
+
 Shapes: B images, L sequence positions, D channels, S ids a position may hold.
 """
 
@@ -11,65 +14,80 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from overture.data.order import generator
 from overture.errors import UsageError
 from overture.layout import Layout
-from overture.nn.attention import KVCache
+from overture.nn.kv_cache import KVCache
 from overture.nn.packed import PackedHead, PackedTransformer
-from overture.priors.guidance import Guidance
 from overture.priors.model import Prior
+from overture.priors.sampling import Sampling
 
-__all__ = ["generate", "keep_segments", "restrict", "step_temperatures"]
+__all__ = ["generate", "keep_segments", "restrict"]
 
 
 def generate(
     prior: Prior,
     class_ids: Tensor | Sequence[int],
+    sampling: Sampling = Sampling(),
     *,
-    guidance: Guidance | float | None = None,
-    temperature: float | Mapping[str, float] = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    seed: int = 0,
+    first: int = 0,
     prefix: Tensor | None = None,
     fixed: Tensor | None = None,
-    generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Sample sequences ``[B, L]`` for ``class_ids`` ``[B]``.
+    """Sample sequences ``[B, L]`` for ``class_ids`` ``[B]``: images ``first``, ``first + 1``, ... of a ``seed``.
 
-    ``temperature`` is one number or one per segment name. ``top_k`` 0 and ``top_p`` 1 keep all ids; ``top_k`` 1 is
-    greedy. ``prefix`` ``[B, P]`` or ``[P]`` holds sequence ids to continue. ``fixed`` ``[B, L]`` or ``[L]`` holds ids to
-    keep wherever they stand, and -1 where to sample: any subset of positions can be kept and the rest resampled (see
-    :func:`keep_segments`). ``generator`` makes the result reproducible for a given batch. ``dtype`` is the type of the transformer's matrices and of the cache; the output
-    head stays float32. The mode of the module does not matter: there is no dropout here.
+    ``prefix`` ``[B, P]`` or ``[P]`` holds sequence ids to continue. ``fixed`` ``[B, L]`` or ``[L]`` holds ids to keep
+    wherever they stand, and -1 where to sample: any subset of positions can be kept and the rest resampled (see
+    :func:`keep_segments`). ``dtype`` is the type of the transformer's matrices and of the cache; the output head stays
+    float32. The mode of the module does not matter: there is no dropout here.
     """
+    layout = prior.layout
     with torch.inference_mode():
-        run = _Run(prior, class_ids, Guidance.of(guidance).scales(prior.layout), dtype)
-        temperatures = step_temperatures(prior, temperature)
-        if top_k < 0 or not 0 < top_p <= 1:
-            raise UsageError(f"sampling: top_k is {top_k} (needs >= 0), top_p is {top_p} (needs 0 < top_p <= 1)")
+        run = _Run(prior, class_ids, sampling.guidance.scales(layout), dtype)
+        temperatures = sampling.step_temperatures(layout)
         fixed_BL = run.keep(prefix, fixed)
         settled = (fixed_BL >= 0).all(dim=0).tolist()
-        for step, position in enumerate(prior.layout.positions if run.batch else ()):
+        draws_BL = torch.from_numpy(image_draws(seed, first, run.batch, layout.sequence_length))
+        draws_BL = draws_BL.to(run.sequence.device)
+        for step, position in enumerate(layout.positions if run.batch else ()):
             if settled[step]:
                 run.sequence[:, step] = fixed_BL[:, step]
                 continue
             if position.high - position.low == 1:
                 run.sequence[:, step] = position.low
                 continue
-            logits_BS = run.logits(step)
-            if temperatures[step] != 1:
-                logits_BS = logits_BS / temperatures[step]
-            if top_k == 1:
+            logits_BS = run.logits(step) / temperatures[step]
+            if sampling.top_k == 1:
                 choice = logits_BS.argmax(dim=-1)
             else:
-                probability = restrict(logits_BS, top_k, top_p).softmax(dim=-1)
-                choice = torch.multinomial(probability, 1, generator=generator)[:, 0]
+                choice = draw(restrict(logits_BS, sampling.top_k, sampling.top_p), draws_BL[:, step])
             kept = fixed_BL[:, step]
             run.sequence[:, step] = torch.where(kept >= 0, kept, choice + position.low)
     return run.sequence.clone()  # outside of inference mode: a tensor that training may use
+
+
+def image_draws(seed: int, first: int, count: int, length: int) -> np.ndarray:
+    """Numbers in [0, 1) ``[count, length]`` float64: row i is a function of (seed, first + i) alone."""
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, needs >= 0")
+    rows = [generator("sample", seed, first + row).random(length) for row in range(count)]
+    return np.stack(rows) if rows else np.empty((0, length))
+
+
+def draw(logits_BS: Tensor, draws_B: Tensor) -> Tensor:
+    """The id at which the cumulative probability passes each draw: an inverse of the distribution function, ``[B]``."""
+    double = torch.float32 if logits_BS.device.type == "mps" else torch.float64  # MPS knows no float64
+    cumulative_BS = logits_BS.to(double).softmax(dim=-1).cumsum(dim=-1)
+    # Scaled to the last sum, which rounding leaves near 1, and below it: ids of probability 0 are never chosen.
+    total_B1 = cumulative_BS[:, -1:]
+    threshold_B1 = torch.minimum(draws_B.to(double)[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
+    return torch.searchsorted(cumulative_BS, threshold_B1, right=True)[:, 0]
 
 
 def keep_segments(layout: Layout, ids: Tensor, keep: Mapping[str, Sequence[int] | bool]) -> Tensor:
@@ -89,18 +107,6 @@ def keep_segments(layout: Layout, ids: Tensor, keep: Mapping[str, Sequence[int] 
     sequence_BL = layout.to_sequence(ids)
     kept_L = layout.to_sequence(kept_T.long()[None])[0] - layout.to_sequence(torch.zeros_like(kept_T).long()[None])[0]
     return torch.where(kept_L.to(ids.device) > 0, sequence_BL, -1)
-
-
-def step_temperatures(prior: Prior, temperature: float | Mapping[str, float]) -> list[float]:
-    """The temperature of every sequence position."""
-    layout = prior.layout
-    named = dict.fromkeys(layout.names, temperature) if isinstance(temperature, int | float) else dict(temperature)
-    by_segment = [1.0] * len(layout.segments)
-    for name, value in named.items():
-        if not value > 0:
-            raise UsageError(f"temperature is {value}, needs > 0 (for the likeliest id at every step use top_k 1)")
-        by_segment[layout.index(name)] = float(value)
-    return [by_segment[position.segment] for position in layout.positions]
 
 
 def restrict(logits_BS: Tensor, top_k: int, top_p: float) -> Tensor:

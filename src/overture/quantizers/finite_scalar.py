@@ -11,22 +11,20 @@ import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from overture.errors import UsageError
-from overture.quantizers.base import Quantized, Quantizer
+from overture.quantizers.quantizer import Quantized, Quantizer, QuantizerConfig
 
 __all__ = ["FiniteScalarConfig", "FiniteScalarQuantizer"]
 
 
 @dataclass(frozen=True)
-class FiniteScalarConfig:
+class FiniteScalarConfig(QuantizerConfig):
     """Finite scalar quantizer with ``levels`` per channel; sizes must be products of their first few."""
 
-    kind: ClassVar[str] = "finite-scalar"
     levels: tuple[int, ...] = (8, 8, 8, 5, 5)
 
     def build(self, dim: int, sizes: Sequence[int]) -> FiniteScalarQuantizer:
@@ -42,7 +40,6 @@ class FiniteScalarQuantizer(Quantizer):
     strides_Z: Tensor
 
     def __init__(self, config: FiniteScalarConfig, dim: int, sizes: Sequence[int]) -> None:
-        super().__init__(sizes)
         if not config.levels or min(config.levels) < 2:
             raise UsageError(f"finite-scalar quantizer: levels {config.levels} need to be at least 2 each")
         products = list(itertools.accumulate(config.levels, operator.mul))
@@ -52,10 +49,8 @@ class FiniteScalarQuantizer(Quantizer):
                 f"finite-scalar quantizer: codebook size {wrong[0]} is not a product of the first levels "
                 f"{config.levels} (possible: {', '.join(map(str, products))})"
             )
-        self.config, self.z_dim = config, products.index(max(sizes)) + 1
-        self.projection = nn.Linear(dim, self.z_dim)
-        nn.init.trunc_normal_(self.projection.weight, std=0.02)
-        nn.init.zeros_(self.projection.bias)
+        super().__init__(dim, products.index(max(sizes)) + 1, sizes)
+        self.config = config
         levels_Z = torch.tensor(config.levels[: self.z_dim])
         channels_L = torch.tensor([products.index(size) + 1 for size in sizes])
         self.register_buffer("levels_Z", levels_Z, persistent=False)
@@ -64,20 +59,18 @@ class FiniteScalarQuantizer(Quantizer):
 
     def _bounded(self, features_BLD: Tensor) -> Tensor:
         """Encoder outputs squeezed to the span of the levels: rounding gives -(n // 2) .. (n - 1) // 2."""
-        with torch.autocast(features_BLD.device.type, enabled=False):
-            z_BLZ = self.projection(features_BLD.float())
-            half_Z = (self.levels_Z - 1) * (1 + 1e-3) / 2
-            shift_Z = torch.where(self.levels_Z % 2 == 0, 0.5, 0.0)
-            return torch.tanh(z_BLZ + torch.atanh(shift_Z / half_Z)) * half_Z - shift_Z
+        half_Z = (self.levels_Z - 1) * (1 + 1e-3) / 2
+        # An even number of levels has no middle one: they lie half a step lower, and the start is moved to the level 0.
+        # Of two levels that one is at the edge of tanh, where it has no slope: these two start between them.
+        lower_Z = torch.where(self.levels_Z % 2 == 0, 0.5, 0.0)
+        start_Z = torch.where(self.levels_Z > 2, torch.atanh(lower_Z / half_Z), 0.0)
+        return torch.tanh(self.project(features_BLD) + start_Z) * half_Z - lower_Z
 
     def forward(self, features_BLD: Tensor) -> Quantized:
         bounded_BLZ = self._bounded(features_BLD)
         rounded_BLZ = bounded_BLZ + (bounded_BLZ.round() - bounded_BLZ).detach()
         codes_BLZ = rounded_BLZ / (self.levels_Z // 2) * self.used_LZ
         return Quantized(self._ids(bounded_BLZ.detach()), codes_BLZ, codes_BLZ.new_zeros(()))
-
-    def encode(self, features_BLD: Tensor) -> Tensor:
-        return self._ids(self._bounded(features_BLD))
 
     def _ids(self, bounded_BLZ: Tensor) -> Tensor:
         digits_BLZ = bounded_BLZ.round().long() + self.levels_Z // 2

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from overture.errors import UsageError
-from overture.quantizers.base import Quantized, Quantizer
+from overture.quantizers.quantizer import Quantized, Quantizer, QuantizerConfig
 
 __all__ = ["LookupFreeConfig", "LookupFreeQuantizer"]
 
 
 @dataclass(frozen=True)
-class LookupFreeConfig:
+class LookupFreeConfig(QuantizerConfig):
     """Lookup-free quantizer.
 
     ``entropy`` weighs (mean entropy of a sample's bits - entropy of a bit's mean over the batch), which makes bits
     decided yet evenly used; bits are treated as independent. ``temperature`` is that of the bit probabilities.
     """
 
-    kind: ClassVar[str] = "lookup-free"
     commitment: float = 0.25
     entropy: float = 0.1
     temperature: float = 0.25
@@ -44,20 +42,20 @@ class LookupFreeQuantizer(Quantizer):
     used_LZ: Tensor
 
     def __init__(self, config: LookupFreeConfig, dim: int, sizes: Sequence[int]) -> None:
-        super().__init__(sizes)
         wrong = [size for size in sizes if size < 2 or size & (size - 1)]
         if wrong:
-            raise UsageError(f"lookup-free quantizer: codebook size {wrong[0]} is not a power of two")
-        self.config, self.z_dim = config, max(sizes).bit_length() - 1
-        self.projection = nn.Linear(dim, self.z_dim)
-        nn.init.trunc_normal_(self.projection.weight, std=0.02)
-        nn.init.zeros_(self.projection.bias)
+            raise UsageError(
+                f"lookup-free quantizer: codebook size {wrong[0]} is not a power of two; the schedules uniform and steps "
+                "give such sizes"
+            )
+        super().__init__(dim, max(sizes).bit_length() - 1, sizes)
+        self.config = config
         bits_L = torch.tensor([size.bit_length() - 1 for size in sizes])
         self.register_buffer("used_LZ", (torch.arange(self.z_dim) < bits_L[:, None]).float(), persistent=False)
 
-    def _project(self, features_BLD: Tensor) -> Tensor:
-        with torch.autocast(features_BLD.device.type, enabled=False):
-            return self.projection(features_BLD.float()) * self.used_LZ
+    def project(self, features_BLD: Tensor) -> Tensor:
+        """Encoder outputs ``[B, L, Z]``, 0 in the bits that a position does not use."""
+        return super().project(features_BLD) * self.used_LZ
 
     def _signs(self, z_BLZ: Tensor) -> Tensor:
         return torch.where(z_BLZ > 0, 1.0, -1.0) * self.used_LZ * self.z_dim**-0.5
@@ -67,15 +65,12 @@ class LookupFreeQuantizer(Quantizer):
         return ((z_BLZ > 0) & self.used_LZ.bool()).long().mul(weights_Z).sum(dim=-1)
 
     def forward(self, features_BLD: Tensor) -> Quantized:
-        z_BLZ = self._project(features_BLD)
+        z_BLZ = self.project(features_BLD)
         codes_BLZ = self._signs(z_BLZ)
         loss = self.config.commitment * F.mse_loss(z_BLZ, codes_BLZ)
         if self.config.entropy:
             loss = loss + self.config.entropy * self._entropy_gap(z_BLZ)
         return Quantized(self._ids(z_BLZ), z_BLZ + (codes_BLZ - z_BLZ).detach(), loss)
-
-    def encode(self, features_BLD: Tensor) -> Tensor:
-        return self._ids(self._project(features_BLD))
 
     def codes(self, ids_BL: Tensor) -> Tensor:
         bits_BLZ = (ids_BL[..., None] >> torch.arange(self.z_dim, device=ids_BL.device)) & 1

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
-from overture.quantizers.base import Quantized, Quantizer
-from overture.quantizers.search import nearest_codes, soft_lookup
+from overture.processes import Processes
+from overture.quantizers.code_search import nearest_codes, soft_lookup
+from overture.quantizers.quantizer import Quantized, Quantizer, QuantizerConfig
 
 __all__ = ["SoftConfig", "SoftQuantizer", "VectorConfig", "VectorQuantizer"]
 
 
 @dataclass(frozen=True)
-class VectorConfig:
+class VectorConfig(QuantizerConfig):
     """Straight-through vector quantizer.
 
     ``commitment`` weighs the pull of the encoder towards its code. A code that no position has chosen for
@@ -31,7 +30,6 @@ class VectorConfig:
     (0: never).
     """
 
-    kind: ClassVar[str] = "vector"
     z_dim: int = 14
     commitment: float = 0.25
     revive_after: int = 0
@@ -49,17 +47,12 @@ class CodebookQuantizer(Quantizer):
     """One shared codebook; position l chooses among its first ``sizes[l]`` entries by the largest dot product."""
 
     def __init__(self, z_dim: int, dim: int, sizes: Sequence[int]) -> None:
-        super().__init__(sizes)
-        self.z_dim = z_dim
-        self.projection = nn.Linear(dim, z_dim)
+        super().__init__(dim, z_dim, sizes)
         self.codebook = nn.Parameter(torch.randn(max(sizes), z_dim) * z_dim**-0.5)
-        nn.init.trunc_normal_(self.projection.weight, std=0.02)
-        nn.init.zeros_(self.projection.bias)
 
     def project(self, features_BLD: Tensor) -> Tensor:
         """Encoder outputs as unit vectors ``[B, L, Z]``, float32."""
-        with torch.autocast(features_BLD.device.type, enabled=False):
-            return F.normalize(self.projection(features_BLD.float()), dim=-1)
+        return F.normalize(super().project(features_BLD), dim=-1)
 
     def unit_codes(self) -> Tensor:
         """The codebook as unit vectors ``[K, Z]``."""
@@ -94,7 +87,7 @@ class VectorQuantizer(CodebookQuantizer):
         return Quantized(ids_BL, z_BLZ + (chosen_BLZ - z_BLZ).detach(), loss)
 
     @torch.no_grad()
-    def maintain(self, seed: int, step: int) -> int:
+    def maintain(self, seed: int, step: int, processes: Processes) -> int:
         """Move codes that have been idle for too long onto encoder outputs of the last (global) batch.
 
         Every process draws the same places from ``(seed, step)`` and sees the outputs of all processes, in rank order,
@@ -102,7 +95,7 @@ class VectorQuantizer(CodebookQuantizer):
         """
         if not self.config.revive_after or self._last is None:
             return 0
-        z_BLZ, ids_BL = (_gather(part) for part in self._last)
+        z_BLZ, ids_BL = (processes.gather(part) for part in self._last)
         self.idle += 1
         self.idle[ids_BL.unique()] = 0
         dead = (self.idle >= self.config.revive_after).nonzero().flatten()
@@ -124,10 +117,9 @@ class VectorQuantizer(CodebookQuantizer):
 
 
 @dataclass(frozen=True)
-class SoftConfig:
+class SoftConfig(QuantizerConfig):
     """The prologue's quantizer: hard code forward, softmax of this ``temperature`` backward, no loss of its own."""
 
-    kind: ClassVar[str] = "soft"
     z_dim: int = 14
     temperature: float = 0.1
 
@@ -152,20 +144,8 @@ class SoftQuantizer(CodebookQuantizer):
         chosen_BLZ, ids_BL = soft_lookup(z_BLZ, codes_KZ, codes_KZ, self.sizes, self.config.temperature)
         return Quantized(ids_BL, chosen_BLZ, chosen_BLZ.new_zeros(()))
 
-    def look_up(self, features_BLD: Tensor, rows_KD: Tensor) -> tuple[Tensor, Tensor]:
-        """``one_hot @ rows`` ``[B, L, D]`` (the prior's input embeddings of these tokens) and the ids ``[B, L]``."""
-        z_BLZ = self.project(features_BLD)
-        return soft_lookup(z_BLZ, self.unit_codes(), rows_KD, self.sizes, self.config.temperature)
-
     def embed(self, features_BLD: Tensor, ids_BL: Tensor, rows_KD: Tensor) -> Tensor:
-        """``one_hot @ rows``: how the prior's cross-entropy reaches the encoder."""
-        return self.look_up(features_BLD, rows_KD)[0]
-
-
-def _gather(local: Tensor) -> Tensor:
-    """The tensors of all processes in rank order, along the batch."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return local
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, local.contiguous())
-    return torch.cat(parts)
+        """``one_hot @ rows`` ``[B, L, D]``: how the prior's cross-entropy reaches the encoder."""
+        return soft_lookup(self.project(features_BLD), self.unit_codes(), rows_KD, self.sizes, self.config.temperature)[
+            0
+        ]

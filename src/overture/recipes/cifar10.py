@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from overture.data.stream import DataConfig
-from overture.nn.classifier import ClassifierConfig
 from overture.nn.transformer import TransformerConfig
-from overture.recipes.quickstart import one_dimensional, shrink
-from overture.runs.config import DomainNetworkConfig, RunConfig
-from overture.tokenizers.config import CodebookConfig
-from overture.training.classifier import ClassifierTrainingConfig
+from overture.recipes.quickstart import one_dimensional
+from overture.runs.config import RunConfig
+from overture.schedules import CodebookConfig
 
 __all__ = ["cifar10"]
 
 
-def cifar10(tiny: bool = False) -> tuple[RunConfig, ...]:
+def cifar10() -> tuple[RunConfig, ...]:
     """A uniform and a VCQ model on CIFAR-10, 1D tokenizers of 64 tokens with codebooks of up to 4096.
 
     Method: "Taming the Entropy Cliff" (arXiv 2605.06207); the growth law is ours, the paper's is not published.
@@ -27,51 +22,50 @@ def cifar10(tiny: bool = False) -> tuple[RunConfig, ...]:
         "uniform": CodebookConfig("uniform", k_max=4096),
         "vcq": CodebookConfig("power", k_min=2, k_max=4096, exponent=2.0),
     }
-    runs = tuple(_colour(one_dimensional(name, codebook)) for name, codebook in codebooks.items())
-    if not tiny:
-        return runs
-    small = DataConfig(held_out_share=0.1, image_size=28, channels=1)
-    return tuple(
-        replace(shrink(run), data=small, tokenizer=replace(shrink(run).tokenizer, patch_size=7)) for run in runs
-    )
+    return tuple(_colour(one_dimensional(name, codebook)) for name, codebook in codebooks.items())
 
 
 def _colour(config: RunConfig) -> RunConfig:
     transformer = TransformerConfig(dim=256, depth=6, heads=4)
-    training, prior = config.tokenizer_training, config.prior_training
-    segment = replace(config.tokenizer.segments[0], tokens=64)
-    return replace(
-        config,
-        recipe="cifar10",
-        data=replace(config.data, source="cifar10", held_out="cifar10/test", image_size=32, channels=3, mirror=True),
-        judge=DomainNetworkConfig(ClassifierConfig(width=48), ClassifierTrainingConfig(steps=4000), seed=0),
-        perceptual_network=DomainNetworkConfig(
-            ClassifierConfig(width=32), ClassifierTrainingConfig(steps=4000), seed=1
-        ),
-        tokenizer=replace(
-            config.tokenizer, patch_size=4, encoder=transformer, decoder=transformer, segments=(segment,)
-        ),
-        tokenizer_training=replace(
-            training,
-            steps=40_000,
-            batch_size=128,
-            optimizer=replace(training.optimizer, learning_rate=5e-4, warmup=1000, flat=20_000),
-            discriminator_optimizer=replace(training.discriminator_optimizer, warmup=1000, flat=20_000),
-            adversarial=replace(training.adversarial, start=5000, channels=32, layers=3),
-            ema_half_life=1000.0,
-            precision="bfloat16",
-            checkpoint_minutes=10.0,
-        ),
-        prior=replace(config.prior, dim=384, depth=8, heads=6),
-        prior_training=replace(
-            prior,
-            steps=40_000,
-            batch_size=256,
-            optimizer=replace(prior.optimizer, learning_rate=8e-4, warmup=2000),
-            ema_half_life=1000.0,
-            precision="bfloat16",
-            evaluate_every=2000,
-            checkpoint_minutes=10.0,
-        ),
-        evaluation=replace(config.evaluation, samples=10_000),
+    return config.changed(
+        {
+            "data.source": "cifar10",
+            "data.held_out": "cifar10/test",
+            "data.image_size": 32,
+            "data.channels": 3,
+            "data.mirror": True,
+            "judge.network.width": 48,
+            "judge.training.steps": 4000,
+            "perceptual_network.network.width": 32,
+            "perceptual_network.training.steps": 4000,
+            "tokenizer.patch_size": 4,
+            "tokenizer.encoder": transformer,
+            "tokenizer.decoder": transformer,
+            "tokenizer.segments.0.tokens": 64,
+            "tokenizer_training.steps": 40_000,
+            "tokenizer_training.batch_size": 128,
+            "tokenizer_training.optimizer.learning_rate": 5e-4,
+            "tokenizer_training.optimizer.warmup": 1000,
+            "tokenizer_training.optimizer.flat": 20_000,
+            "tokenizer_training.discriminator_optimizer.warmup": 1000,
+            "tokenizer_training.discriminator_optimizer.flat": 20_000,
+            "tokenizer_training.adversarial.start": 5000,
+            "tokenizer_training.adversarial.channels": 32,
+            "tokenizer_training.adversarial.layers": 3,
+            "tokenizer_training.ema_half_life": 1000.0,
+            "tokenizer_training.precision": "bfloat16",
+            "tokenizer_training.checkpoint_minutes": 10.0,
+            "prior.dim": 384,
+            "prior.depth": 8,
+            "prior.heads": 6,
+            "prior_training.steps": 40_000,
+            "prior_training.batch_size": 256,
+            "prior_training.optimizer.learning_rate": 8e-4,
+            "prior_training.optimizer.warmup": 2000,
+            "prior_training.ema_half_life": 1000.0,
+            "prior_training.precision": "bfloat16",
+            "prior_training.evaluate_every": 2000,
+            "prior_training.checkpoint_minutes": 10.0,
+            "evaluation.samples": 10_000,
+        }
     )

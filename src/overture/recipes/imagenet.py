@@ -9,31 +9,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from overture.data.stream import DataConfig
+from overture.interop.releases import RELEASES
 from overture.losses.perceptual import LpipsConfig
-from overture.nn.transformer import TransformerConfig
 from overture.priors.model import PriorConfig
-from overture.recipes.presets import PRESETS
-from overture.recipes.quickstart import one_dimensional, shrink
+from overture.recipes.presets import PRESETS, preset_words
 from overture.runs.config import EvaluationConfig, RunConfig
-from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerConfig
-from overture.training.prior import PriorTrainingConfig
-from overture.training.tokenizer import TokenizerTrainingConfig
+from overture.schedules import CodebookConfig
+from overture.tokenizers.config import SegmentConfig, TokenizerConfig
+from overture.training.train_prior import PriorTrainingConfig
+from overture.training.train_tokenizer import TokenizerTrainingConfig
 
-__all__ = [
-    "imagenet_1d",
-    "imagenet_2d",
-    "imagenet_run",
-    "imagenet_vcq",
-    "prior_training",
-    "published_evaluation",
-    "tiny_run",
-]
+__all__ = ["imagenet_1d", "imagenet_2d", "imagenet_run", "imagenet_vcq", "prior_training"]
 
 IMAGENET_IMAGES = 1_281_167
-UNIFORM = CodebookConfig("uniform", k_max=16384)
 
 
-def imagenet_2d(tiny: bool = False) -> tuple[RunConfig, ...]:
+def imagenet_2d() -> tuple[RunConfig, ...]:
     """The 2D baseline of the Prologue paper on ImageNet 256: 256 patch tokens, codebook 16384, Base prior.
 
     Paper: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), row "2D": rFID 2.15, gFID 21.01
@@ -42,20 +33,20 @@ def imagenet_2d(tiny: bool = False) -> tuple[RunConfig, ...]:
     image in stage 2, 400 epochs at batch 512 in stage 3. Hardware: 8 accelerators, days.
     Command: ``torchrun --nproc-per-node 8 -m overture run imagenet-2d``.
     """
-    return _runs("imagenet-2d", SegmentConfig("visual", "patches", 0, UNIFORM), tiny)
+    return (imagenet_run("imagenet-2d", RELEASES["2d-tokenizer"].tokenizer),)
 
 
-def imagenet_1d(tiny: bool = False) -> tuple[RunConfig, ...]:
+def imagenet_1d() -> tuple[RunConfig, ...]:
     """The 1D baseline of the Prologue paper on ImageNet 256: 256 query tokens, codebook 16384, Base prior.
 
     Paper: "Autoregressive Visual Generation Needs a Prologue" (arXiv 2605.06137), row "1D": rFID 2.11, gFID 19.32
     without guidance (temperature 0.85), 6.10 with guidance cosine 19 power 1.75. Hardware and command as
     ``imagenet-2d``.
     """
-    return _runs("imagenet-1d", SegmentConfig("visual", "queries", 256, UNIFORM), tiny)
+    return (imagenet_run("imagenet-1d", RELEASES["1d-tokenizer"].tokenizer),)
 
 
-def imagenet_vcq(tiny: bool = False) -> tuple[RunConfig, ...]:
+def imagenet_vcq() -> tuple[RunConfig, ...]:
     """VCQ on ImageNet 256: the 1D tokenizer with codebooks that grow from 2 to 16384, Base prior.
 
     Paper: "Taming the Entropy Cliff" (arXiv 2605.06207): gFID without guidance 27.98 (uniform) to 14.80 (VCQ, base).
@@ -64,24 +55,15 @@ def imagenet_vcq(tiny: bool = False) -> tuple[RunConfig, ...]:
     Hardware and command as ``imagenet-2d``.
     """
     growing = CodebookConfig("power", k_min=2, k_max=16384, exponent=2.0)
-    return _runs("imagenet-vcq", SegmentConfig("visual", "queries", 256, growing), tiny)
+    return (
+        imagenet_run("imagenet-vcq", TokenizerConfig(segments=(SegmentConfig("visual", "queries", 256, growing),))),
+    )
 
 
-def _runs(name: str, segment: SegmentConfig, tiny: bool) -> tuple[RunConfig, ...]:
-    return (tiny_run(name, (segment,)) if tiny else imagenet_run(name, (segment,)),)
-
-
-def imagenet_run(
-    name: str,
-    segments: tuple[SegmentConfig, ...],
-    *,
-    decoder: TransformerConfig | None = None,
-    post_encoder: TransformerConfig | None = None,
-) -> RunConfig:
+def imagenet_run(name: str, tokenizer: TokenizerConfig) -> RunConfig:
     """A run on ImageNet 256 with the settings of the Prologue paper's baselines, evaluated at its recipe's presets."""
     return RunConfig(
         name=name,
-        recipe=name,
         data=DataConfig(
             source="data/imagenet.zip/train",
             held_out="data/imagenet.zip/val",
@@ -91,11 +73,11 @@ def imagenet_run(
             mirror=True,
             workers=8,
         ),
-        tokenizer=TokenizerConfig(segments=segments, decoder=decoder or TransformerConfig(), post_encoder=post_encoder),
+        tokenizer=tokenizer,
         tokenizer_training=TokenizerTrainingConfig(steps=750_000, perceptual=LpipsConfig()),
         prior=PriorConfig(),
         prior_training=prior_training(epochs=400, batch_size=512),
-        evaluation=replace(published_evaluation(name), network="inception", samples=50_000),
+        evaluation=published_evaluation(name),
     )
 
 
@@ -105,24 +87,9 @@ def prior_training(epochs: int, batch_size: int) -> PriorTrainingConfig:
 
 
 def published_evaluation(name: str) -> EvaluationConfig:
-    """The recipe's published settings, with and without guidance; a recipe without them is judged unguided."""
+    """FID at 50,000 samples, at the recipe's published settings; a recipe without them is judged unguided."""
+    evaluation = EvaluationConfig(network="inception", samples=50_000)
     if name not in PRESETS:
-        return EvaluationConfig()
-    guided, unguided = PRESETS[name]["paper"], PRESETS[name]["unguided"]
-    return EvaluationConfig(
-        guidance=guided.guidance, temperature=guided.temperature, unguided_temperature=unguided.temperature
-    )
-
-
-def tiny_run(
-    name: str, segments: tuple[SegmentConfig, ...], *, post_encoder: TransformerConfig | None = None
-) -> RunConfig:
-    """The same arrangement on the embedded images, with codebooks of at most 256 and at most 16 tokens a segment."""
-    small = one_dimensional(name, segments[0].codebook)
-    shrunk = tuple(
-        replace(s, tokens=min(s.tokens, 16), codebook=replace(s.codebook, k_max=min(s.codebook.k_max, 256)))
-        for s in segments
-    )
-    evaluation = replace(published_evaluation(name), network="domain", samples=small.evaluation.samples)
-    tokenizer = replace(small.tokenizer, segments=shrunk, post_encoder=post_encoder)
-    return shrink(replace(small, recipe=name, tokenizer=tokenizer, evaluation=evaluation))
+        return evaluation
+    unguided = preset_words(name, "unguided")["temperature"]
+    return replace(evaluation, **preset_words(name, "paper"), unguided_temperature=unguided)

@@ -6,35 +6,27 @@ table of results. Guided samples are drawn at temperature 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from overture.errors import UsageError, nearest
+from overture.priors.sampling import Sampling
 
-if TYPE_CHECKING:
-    from overture.runs.config import EvaluationConfig
-
-__all__ = ["PRESETS", "Preset", "load_preset"]
+__all__ = ["PRESETS", "load_preset", "preset_words"]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Guidance and temperature, written as on the command line."""
-
-    guidance: str = "1.0"
-    temperature: float | str = 1.0
-
-    def apply(self, evaluation: EvaluationConfig) -> EvaluationConfig:
-        """Judge guided samples with this setting."""
-        return replace(evaluation, guidance=self.guidance, temperature=self.temperature)
+Words = dict[str, str | float]
+"""A guidance and a temperature, as an evaluation's config holds them."""
 
 
-def _pair(guidance: str, temperature: float | str) -> dict[str, Preset]:
+def _pair(guidance: str, temperature: float | str) -> dict[str, Words]:
     """The guided setting, and the temperature of the unguided one."""
-    return {"paper": Preset(guidance), "unguided": Preset(temperature=temperature)}
+    return {
+        "paper": {"guidance": guidance, "temperature": 1.0},
+        "unguided": {"guidance": "none", "temperature": temperature},
+    }
 
 
-def _split(prologue: float, visual: float, power: float, temperatures: tuple[float, float]) -> dict[str, Preset]:
+def _split(prologue: float, visual: float, power: float, temperatures: tuple[float, float]) -> dict[str, Words]:
     """A constant scale for the prologue, a cosine for the visual tokens; temperatures of the two."""
     return _pair(
         f"prologue: {prologue:g}, visual: cosine {visual:g} power {power:g}",
@@ -42,7 +34,7 @@ def _split(prologue: float, visual: float, power: float, temperatures: tuple[flo
     )
 
 
-PRESETS: dict[str, dict[str, Preset]] = {
+PRESETS: dict[str, dict[str, Words]] = {
     "imagenet-1d": _pair("cosine 19 power 1.75", 0.85),
     "imagenet-2d": _pair("cosine 10 power 1.5", 0.85),
     "prologue-b-b": _split(0.7, 3.75, 0.2, (0.7, 0.9)),
@@ -56,10 +48,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
 }
 
 
-def load_preset(recipe: str, name: str) -> Preset:
-    """The setting called ``name`` of a recipe."""
+def preset_words(recipe: str, name: str) -> dict[str, Any]:
+    """The setting called ``name`` of a recipe, for its evaluation's config."""
     if recipe not in PRESETS:
         raise UsageError(f"recipe '{recipe}' has no presets{nearest(recipe, PRESETS)}")
     if name not in PRESETS[recipe]:
         raise UsageError(f"recipe '{recipe}' has no preset '{name}'{nearest(name, PRESETS[recipe])}")
-    return PRESETS[recipe][name]
+    return dict(PRESETS[recipe][name])
+
+
+def load_preset(recipe: str, name: str) -> Sampling:
+    """The same setting, to sample with."""
+    return Sampling.parse(**preset_words(recipe, name))

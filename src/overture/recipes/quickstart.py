@@ -10,19 +10,20 @@ from overture.losses.perceptual import DomainConfig
 from overture.nn.classifier import ClassifierConfig
 from overture.nn.transformer import TransformerConfig
 from overture.priors.model import PriorConfig
-from overture.quantizers import VectorConfig
+from overture.quantizers import FiniteScalarConfig, LookupFreeConfig, VectorConfig
 from overture.runs.config import DomainNetworkConfig, EvaluationConfig, RunConfig
-from overture.tokenizers.config import CodebookConfig, SegmentConfig, TokenizerConfig
-from overture.training.classifier import ClassifierTrainingConfig
+from overture.schedules import CodebookConfig
+from overture.tokenizers.config import SegmentConfig, TokenizerConfig
 from overture.training.optim import OptimizerConfig
-from overture.training.prior import PriorTrainingConfig
-from overture.training.tokenizer import TokenizerTrainingConfig
-from overture.training.tokens import TokensConfig
+from overture.training.train_classifier import ClassifierTrainingConfig
+from overture.training.train_prior import PriorTrainingConfig
+from overture.training.train_tokenizer import TokenizerTrainingConfig
+from overture.training.write_tokens import TokensConfig
 
-__all__ = ["one_dimensional", "quickstart", "shrink"]
+__all__ = ["lookup_free", "one_dimensional", "quickstart"]
 
 
-def quickstart(tiny: bool = False) -> tuple[RunConfig, ...]:
+def quickstart() -> tuple[RunConfig, ...]:
     """A uniform and a VCQ model on 10,000 Fashion-MNIST images, trained, judged and compared on two CPU cores.
 
     Method: 1D tokenizers after "Taming the Entropy Cliff" (arXiv 2605.06207), 16 tokens of at most 1024 codes, and a
@@ -30,10 +31,26 @@ def quickstart(tiny: bool = False) -> tuple[RunConfig, ...]:
     Data: the 10,000 test images of Fashion-MNIST inside the package, 9,000 for training, 1,000 held out.
     Hardware: 2 CPU cores, one for each model, at most 10 minutes. Command: ``overture run quickstart``.
     """
-    uniform = one_dimensional("uniform", CodebookConfig("uniform", k_max=1024))
-    vcq = one_dimensional("vcq", CodebookConfig("linear", k_min=2, k_max=1024))
-    runs = (replace(uniform, recipe="quickstart"), replace(vcq, recipe="quickstart"))
-    return tuple(map(shrink, runs)) if tiny else runs
+    return (
+        one_dimensional("uniform", CodebookConfig("uniform", k_max=1024)),
+        one_dimensional("vcq", CodebookConfig("linear", k_min=2, k_max=1024)),
+    )
+
+
+def lookup_free() -> tuple[RunConfig, ...]:
+    """The quickstart's uniform model with quantizers that have no codebook: lookup-free and finite-scalar.
+
+    Methods: MAGVIT-v2 (arXiv 2310.05737), where an id is the signs of 10 channels; FSQ (arXiv 2309.15505), where it is
+    the levels of 4 channels (8 x 8 x 4 x 4); both have the 1024 codes of ``quickstart``. With ``--tokenizer.segments.0.
+    codebook.schedule steps`` the lookup-free codebook grows along the sequence (sizes are powers of two).
+    Data and hardware: as ``quickstart``. Command: ``overture run lookup-free``.
+    """
+    run = one_dimensional("lookup-free", CodebookConfig("uniform", k_max=1024))
+    quantizer = "tokenizer.segments.0.quantizer"
+    return (
+        run.changed({quantizer: LookupFreeConfig()}),
+        run.changed({"name": "finite-scalar", quantizer: FiniteScalarConfig(levels=(8, 8, 4, 4))}),
+    )
 
 
 def one_dimensional(name: str, codebook: CodebookConfig) -> RunConfig:
@@ -92,35 +109,4 @@ def one_dimensional(name: str, codebook: CodebookConfig) -> RunConfig:
             checkpoint_minutes=0.5,
         ),
         evaluation=EvaluationConfig(network="domain", samples=5000, guidance="1.5"),
-    )
-
-
-def shrink(config: RunConfig) -> RunConfig:
-    """The same arrangement, trained for seconds."""
-    schedule = replace(config.tokenizer_training.optimizer, warmup=5, flat=10)
-    return replace(
-        config,
-        judge=replace(config.judge, training=replace(config.judge.training, steps=30)),
-        perceptual_network=replace(
-            config.perceptual_network, training=replace(config.perceptual_network.training, steps=30)
-        ),
-        tokenizer_training=replace(
-            config.tokenizer_training,
-            steps=40,
-            batch_size=32,
-            optimizer=schedule,
-            discriminator_optimizer=schedule,
-            adversarial=replace(config.tokenizer_training.adversarial, start=20),
-            log_every=10,
-        ),
-        prior_training=replace(
-            config.prior_training,
-            steps=40,
-            batch_size=32,
-            optimizer=replace(config.prior_training.optimizer, warmup=5),
-            evaluate_every=20,
-            evaluate_rows=200,
-            log_every=10,
-        ),
-        evaluation=replace(config.evaluation, samples=200, batch_size=100),
     )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.errors import OvertureError
-from overture.report import figures
-from overture.report.findings import read_findings
-from overture.report.pictures import Strips, read_strips
+from overture.files import replacing
+from overture.report import svg_figures as figures
+from overture.report.read_entries import read_entries
 from overture.report.records import Record, read_records
+from overture.report.strips import Strips, read_strips
 from overture.report.summary import missing_parts, summary
-from overture.report.table import Footnotes, metric_groups, protocol_sentences, samples
-from overture.report.words import read_protocol, short
+from overture.report.table import Footnotes, metric_groups, protocol_sentences, ratio
+from overture.report.words import short
 
 if TYPE_CHECKING:
     from overture.runs.directory import RunDirectory
@@ -29,21 +28,14 @@ def write_report(runs: Sequence[RunDirectory], path: Path, title: str) -> Path:
     """Write one self-contained page about ``runs`` to ``path``; returns ``path``.
 
     Reads only what the runs have on disk, and says "not measured yet" where there is nothing. Several runs are shown
-    side by side; numbers whose protocols differ are marked.
+    side by side; numbers that were made under unlike conditions are marked.
 
     Raises :class:`~overture.errors.UsageError` for no runs or a directory that does not exist, and
     :class:`~overture.errors.OvertureError` for damaged files or a ``path`` that cannot be written.
     """
     page = render(read_records(runs), title)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OvertureError(f"{path}: cannot write the report ({error.strerror}); give another path") from error
     return path
 
 
@@ -57,6 +49,7 @@ def render(records: Sequence[Record], title: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["ratio"] = ratio
     notes = Footnotes()
     config = config_rows(records)
     content: dict[str, Any] = {
@@ -77,7 +70,7 @@ def render(records: Sequence[Record], title: str) -> str:
         "samples": class_rows(records),
         "shared": shared_pictures(records),
         "reconstructions": reconstruction_rows(records),
-        "findings": findings(records),
+        "entries": entries(records),
         "config": config,
         "different": [row for row in config if row["different"] and row["key"] != "name"],
         "commands": commands(records),
@@ -132,9 +125,9 @@ def checkpoints(records: Sequence[Record]) -> list[dict[str, str]]:
     """What was measured: hashes of the weights, and the seed."""
     rows = []
     for record in records:
-        reconstruction = (record.results.get("reconstruction") or {}).get("distance")
-        found = {"tokenizer": reconstruction, "prior": samples(record, guided=False) or samples(record, guided=True)}
-        row = {name: short(read_protocol(m).checkpoint) if m else "not measured yet" for name, m in found.items()}
+        samples = record.distance("unguided") or record.distance("guided")
+        found = {"tokenizer": record.results.reconstruction_distance, "prior": samples}
+        row = {name: short(m.conditions.checkpoint) if m else "not measured yet" for name, m in found.items()}
         rows.append({"name": record.name, **row, "seed": str(record.config.get("seed", "unknown"))})
     return rows
 
@@ -167,7 +160,7 @@ def shared_pictures(records: Sequence[Record]) -> list[dict[str, Any]]:
     """For every run of several segments: rows that share the first one, beside rows that do not."""
     pictures = []
     for place, record in enumerate(records):
-        measured = record.results.get("shared_rows")
+        measured = record.results.shared_rows
         strips = read_strips(record, "shared_rows.png", columns=2 * measured["columns"]) if measured else None
         if measured and strips:
             pictures.append({"place": place, "strips": strips, "names": record.classes, **measured})
@@ -209,12 +202,14 @@ def _same_originals(group: dict[str, Any], strips: Strips) -> bool:
     return label == "originals" and first.content == strips.rows[0].content
 
 
-def findings(records: Sequence[Record]) -> list[dict[str, Any]]:
+def entries(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What instruments left in the runs, those of one name together."""
     found = [
-        {"place": place, **finding} for place, record in enumerate(records) for finding in read_findings(record.root)
+        {"place": place, **entry}
+        for place, record in enumerate(records)
+        for entry in read_entries(record.root / "instruments")
     ]
-    return sorted(found, key=lambda finding: finding["name"])
+    return sorted(found, key=lambda entry: entry["name"])
 
 
 def config_rows(records: Sequence[Record]) -> list[dict[str, Any]]:

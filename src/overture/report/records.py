@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overture.config import from_dict
 from overture.errors import OvertureError, UsageError
+from overture.files import read_json, read_json_lines
 from overture.layout import Layout, Segment
-from overture.schedules import Schedule
+from overture.schedules import CodebookConfig
 
 if TYPE_CHECKING:
+    from overture.evaluation.conditions import Measurement
     from overture.runs.directory import RunDirectory
+    from overture.runs.results import Results
 
 __all__ = ["Record", "read_records"]
 
@@ -26,7 +29,7 @@ class Record:
     name: str
     root: Path
     config: dict[str, Any]
-    results: dict[str, Any]
+    results: Results
     metrics: tuple[dict[str, Any], ...]
     classes: tuple[str, ...]
     """Names of the classes in order; empty if nobody wrote them down."""
@@ -37,7 +40,11 @@ class Record:
     @property
     def entropy(self) -> dict[str, Any]:
         """The entropy of the training tokens, or nothing."""
-        return self.results.get("entropy") or {}
+        return self.results.entropy or {}
+
+    def distance(self, kind: str) -> Measurement | None:
+        """The Fréchet distance of ``unguided`` or ``guided`` samples, or of real ``held_out`` images."""
+        return self.results.measurements(kind).get("fid")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -54,14 +61,14 @@ class Record:
 
         ``part`` is a key of the likelihood such as ``held_out_allowed``. Empty if it is not measured.
         """
-        bits: list[float] = (self.results.get("likelihood") or {}).get(part, {}).get("bits_per_position", [])
+        bits: list[float] = (self.results.likelihood or {}).get(part, {}).get("bits_per_position", [])
         if self.layout and len(bits) == self.layout.sequence_length:
             return [b for b, position in zip(bits, self.layout.positions, strict=True) if not position.is_separator]
         return bits
 
     def usage(self, what: str) -> list[float]:
         """``used_per_position`` or ``perplexity_per_position`` of held-out images, over all local positions."""
-        segments = (self.results.get("reconstruction") or {}).get("usage", {}).get("segments", {})
+        segments = (self.results.reconstruction or {}).get("usage", {}).get("segments", {})
         return [value for segment in segments.values() for value in segment[what]]
 
     def curve(self, stage: str, term: str) -> tuple[list[int], list[float]]:
@@ -84,43 +91,19 @@ def read_records(runs: Sequence[RunDirectory]) -> list[Record]:
 def _read(run: RunDirectory) -> Record:
     if not run.root.is_dir():
         raise UsageError(f"{run.root}: no such run directory; give the path of a run")
-    config = _read_json(run.config, dict)
-    classes = _read_json(run.root / "classes.json", list)
+    config = read_json(run.config, dict) if run.config.exists() else {}
+    classes = read_json(run.classes, list) if run.classes.exists() else []
     models = {"tokenizer": run.tokenizer_model, "prior": run.prior_model}
     return Record(
         name=str(config.get("name") or run.root.resolve().name),
         root=run.root,
         config=config,
-        results=_read_json(run.results, dict),
-        metrics=tuple(_read_lines(run.metrics)),
+        results=run.read_results(),
+        metrics=tuple(read_json_lines(run.metrics)),
         classes=tuple(map(str, classes)),
         layout=_layout(config, run.config),
         weights={name: _count_weights(path) for name, path in models.items() if path.exists()},
     )
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    """A file's content, or an empty ``kind`` if there is no such file."""
-    if not path.exists():
-        return kind()
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise OvertureError(f"{path}: cannot be read as JSON ({error}); repair or delete it") from error
-    if not isinstance(data, kind):
-        raise OvertureError(f"{path}: holds a {type(data).__name__}, expected a {kind.__name__}; repair or delete it")
-    return data
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every complete line; a last one cut off by a crash is dropped."""
-    records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 def _layout(config: dict[str, Any], path: Path) -> Layout | None:
@@ -130,22 +113,17 @@ def _layout(config: dict[str, Any], path: Path) -> Layout | None:
         return None
     try:
         patches = (tokenizer["image_size"] // tokenizer["patch_size"]) ** 2
-        return Layout(
-            tuple(
-                Segment(s["name"], _schedule(s["codebook"], s["tokens"] or patches).sizes, s["separator"])
-                for s in tokenizer["segments"]
+        segments = []
+        for entry in tokenizer["segments"]:
+            codebook = from_dict(CodebookConfig, entry["codebook"], f"{path}: codebook")
+            segments.append(
+                Segment(entry["name"], codebook.build(entry["tokens"] or patches).sizes, entry["separator"])
             )
-        )
-    except (KeyError, TypeError) as error:
+        return Layout(tuple(segments))
+    except (KeyError, TypeError, ZeroDivisionError) as error:
         raise OvertureError(
             f"{path}: its tokenizer is not one of this version ({error!r}); repair or delete it"
         ) from error
-
-
-def _schedule(book: dict[str, Any], positions: int) -> Schedule:
-    if book["schedule"] == "explicit":
-        return Schedule.explicit(book["explicit"])
-    return Schedule.from_name(book["schedule"], positions, book["k_min"], book["k_max"], book["exponent"])
 
 
 def _count_weights(path: Path) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from overture.evaluation.protocol import differences
+from overture.evaluation.conditions import Measurement, differences
 from overture.report import words
 from overture.report.records import Record
-from overture.report.table import samples
 
 __all__ = ["missing_parts", "summary"]
 
@@ -24,7 +23,7 @@ def missing_parts(records: Sequence[Record]) -> list[str]:
     """What is not measured yet, and in which runs."""
     missing = []
     for part, name in PARTS.items():
-        without = [r.name for r in records if not r.results.get(part)]
+        without = [r.name for r in records if not getattr(r.results, part)]
         if without:
             missing.append(name + (f" ({words.joined(without)})" if len(records) > 1 else ""))
     return missing
@@ -89,33 +88,34 @@ def _tokens(count: int) -> str:
 
 def _samples(records: Sequence[Record]) -> list[str]:
     sentences: list[str] = []
-    for guided, where in ((False, "without guidance"), (True, "with guidance")):
-        values = _values(records, lambda r, guided=guided: samples(r, guided))  # type: ignore[misc]
+    for kind, where in (("unguided", "without guidance"), ("guided", "with guidance")):
+        values = _values(records, lambda r, kind=kind: r.distance(kind))  # type: ignore[misc]
         if values:
             name = f"{values[0]} of samples " if not sentences else ""
             sentences.append(f"{name}{where}: {values[1]}")
     if not sentences:
         return []
-    floor = _values(records, lambda r: (r.results.get("reconstruction") or {}).get("held_out_images_distance"))
+    floor = _values(records, lambda r: r.distance("held_out"))
     real = f"; real held-out images score {floor[1]}" if floor else ""
     return ["; ".join(sentences) + real + " (lower: nearer to the training images)."]
 
 
 def _reconstruction(records: Sequence[Record]) -> list[str]:
-    values = _values(records, lambda r: (r.results.get("reconstruction") or {}).get("distance"))
+    values = _values(records, lambda r: r.results.reconstruction_distance)
     return [f"{values[0]} of reconstructions: {values[1]}."] if values else []
 
 
-def _values(records: Sequence[Record], find: Callable[[Record], dict[str, Any] | None]) -> tuple[str, str] | None:
+def _values(records: Sequence[Record], find: Callable[[Record], Measurement | None]) -> tuple[str, str] | None:
     """The name of a distance, and its value for each run; equal values that stand for one thing are said once."""
-    found = [(r.name, m) for r in records if (m := find(r)) and m["value"] is not None]
+    found = [(r.name, m) for r in records if (m := find(r)) and math.isfinite(m.value)]
     if not found:
         return None
-    names = {m["name"] for _, m in found}
+    names = {m.name for _, m in found}
     name = names.pop() if len(names) == 1 else "Fréchet distance"
-    printed = [(run, words.distance(m["value"])) for run, m in found]
-    protocols = [words.read_protocol(m) for _, m in found]
-    mark = " (measured differently, see the marks)" if any(differences(protocols[0], p) for p in protocols[1:]) else ""
+    printed = [(run, words.distance(m.value)) for run, m in found]
+    first = found[0][1].conditions
+    unlike = any(differences(first, m.conditions) for _, m in found[1:])
+    mark = " (measured differently, see the marks)" if unlike else ""
     if len({value for _, value in printed}) == 1:
         runs = f" ({words.joined([run for run, _ in printed])})" if len(records) > 1 else ""
         return name, printed[0][1] + runs + mark
@@ -125,7 +125,7 @@ def _values(records: Sequence[Record], find: Callable[[Record], dict[str, Any] |
 def _prior(records: Sequence[Record]) -> list[str]:
     parts = []
     for record in records:
-        likelihood = record.results.get("likelihood")
+        likelihood = record.results.likelihood
         if likelihood:
             train, held_out = (likelihood[f"{part}_allowed"]["bits_per_image"] for part in ("train", "held_out"))
             run = f" in {record.name}" if len(records) > 1 else ""

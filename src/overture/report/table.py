@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overture.evaluation.protocol import Protocol, differences
+from overture.evaluation.conditions import Conditions, Measurement, differences
 from overture.report import words
 from overture.report.records import Record
 
-__all__ = ["Cell", "Footnotes", "Group", "Row", "metric_groups", "protocol_sentences", "samples"]
+__all__ = ["Cell", "Footnotes", "Group", "Row", "metric_groups", "protocol_sentences", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,6 @@ def _letter(place: int) -> str:
     return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("a") + place % 26)
 
 
-def samples(record: Record, guided: bool) -> dict[str, Any] | None:
-    """The distance of generated images without guidance, or the one with the run's guidance."""
-    wanted = [
-        measurement
-        for measurement in record.results.get("generation") or []
-        if (measurement["protocol"].get("guidance") not in (None, "none")) == guided
-    ]
-    return wanted[0] if wanted else None
-
-
 def metric_groups(records: Sequence[Record], notes: Footnotes) -> list[Group]:
     """Every number of every run."""
     return [
@@ -93,45 +84,43 @@ def metric_groups(records: Sequence[Record], notes: Footnotes) -> list[Group]:
 def _measured_cells(
     records: Sequence[Record],
     notes: Footnotes,
-    find: Callable[[Record], dict[str, Any] | None],
+    find: Callable[[Record], Measurement | None],
     also: Callable[[Record], list[str]] = lambda record: [],
 ) -> tuple[Cell, ...]:
-    """Distances with their marks: notes of the measurement, and protocols that differ from the first run's."""
+    """Numbers with their marks: notes of the measurement, and conditions that differ from the first run's."""
     found = [find(record) for record in records]
-    protocols = [words.read_protocol(measurement) if measurement else None for measurement in found]
+    conditions = [measurement.conditions if measurement else None for measurement in found]
     cells = []
-    for record, measurement, protocol, marks in zip(
-        records, found, protocols, _protocol_marks(records, protocols, notes), strict=True
-    ):
-        if measurement is None or protocol is None:
+    for record, measurement, marks in zip(records, found, _marks(records, conditions, notes), strict=True):
+        if measurement is None:
             cells.append(Cell(None))
             continue
-        marks = (*marks, *(notes.mark(words.sentence(note)) for note in [*measurement.get("notes", []), *also(record)]))
-        value = measurement["value"]
-        detail = f"{words.count(protocol.images)} images" if protocol.images is not None else ""
-        cells.append(Cell("no finite value" if value is None else words.distance(value), detail, marks))
+        marks = (*marks, *(notes.mark(words.sentence(note)) for note in [*measurement.notes, *also(record)]))
+        images = measurement.conditions.images
+        value = words.distance(measurement.value) if math.isfinite(measurement.value) else "no finite value"
+        cells.append(Cell(value, f"{words.count(images)} images" if images is not None else "", marks))
     return tuple(cells)
 
 
-def _protocol_marks(
-    records: Sequence[Record], protocols: Sequence[Protocol | None], notes: Footnotes
+def _marks(
+    records: Sequence[Record], conditions: Sequence[Conditions | None], notes: Footnotes
 ) -> list[tuple[str, ...]]:
-    """A mark for every run whose protocol differs from that of the first run that has one."""
-    first = next((place for place, protocol in enumerate(protocols) if protocol), None)
+    """A mark for every run whose conditions differ from those of the first run that has any."""
+    first = next((place for place, about in enumerate(conditions) if about), None)
     marks: list[tuple[str, ...]] = []
-    for protocol in protocols:
-        base = None if first is None else protocols[first]
-        different = differences(base, protocol) if base and protocol else []
+    for about in conditions:
+        base = None if first is None else conditions[first]
+        different = differences(base, about) if base and about else []
         if first is None or not different:
             marks.append(())
             continue
-        said = words.joined([_said(name, base, protocol) for name in different])
+        said = words.joined([_said(name, base, about) for name in different])
         marks.append((notes.mark(f"Not measured as in {records[first].name}: {said}."),))
     return marks
 
 
-def _said(name: str, base: Protocol | None, protocol: Protocol | None) -> str:
-    values = [getattr(p, name) for p in (protocol, base)]
+def _said(name: str, base: Conditions | None, about: Conditions | None) -> str:
+    values = [getattr(p, name) for p in (about, base)]
     if name.endswith("_hash"):
         values = [words.short(value) for value in values]
     values = [words.count(value) if isinstance(value, int) else value or "not told" for value in values]
@@ -147,83 +136,88 @@ def _plain_cells(values: Sequence[str | None], details: Sequence[str] | None = N
 
 
 def _generation_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
-    names = {m["name"] for r in records for m in r.results.get("generation") or []}
-    name = names.pop() if len(names) == 1 else "Fréchet distance"
-
-    def fewer(record: Record) -> list[str]:
-        real, generated = _floor(record), samples(record, guided=False)
-        if not real or not generated:
-            return []
-        counts = [words.read_protocol(measurement).images for measurement in (real, generated)]
-        if counts[0] == counts[1] or None in counts:
-            return []
-        return [
-            "Measured with another number of images than the samples; a Fréchet distance grows when there are fewer "
-            "images, so this floor is not exactly that of the samples."
-        ]
-
-    settings = {words.read_protocol(m).guidance for r in records if (m := samples(r, guided=True))}
-    guided = f"samples, guidance {settings.pop()}" if len(settings) == 1 else "samples, with guidance"
-    far = "features against those of the training images"
-    return (
-        Row(f"{name}, samples without guidance", "", _measured_cells(records, notes, lambda r: samples(r, False)), "lower", far),
-        Row(f"{name}, {guided}", "", _measured_cells(records, notes, lambda r: samples(r, True)), "lower", far),
-        Row(
-            f"{name}, real held-out images", "", _measured_cells(records, notes, _floor, fewer),
-            meaning="the floor: what images score that were never generated",
-        ),
-    )  # fmt: skip
+    """Whatever was measured of samples: for every metric the samples without guidance, with it, and real images."""
+    kinds = {"unguided": "samples without guidance", "guided": _guided(records), "held_out": "real held-out images"}
+    measured = [[r.results.measurements(kind) for r in records] for kind in kinds]
+    rows = []
+    for metric in dict.fromkeys(name for found in measured for of_run in found for name in of_run):
+        for (kind, what), found in zip(kinds.items(), measured, strict=True):
+            entries = [of_run[metric] for of_run in found if metric in of_run]
+            if not entries:
+                continue
+            names = {entry.name for entry in entries}
+            name = names.pop() if len(names) == 1 else metric
+            cells = _measured_cells(
+                records,
+                notes,
+                lambda r, kind=kind, metric=metric: r.results.measurements(kind).get(metric),  # type: ignore[misc]
+                lambda r, kind=kind, metric=metric: _fewer(r, kind, metric),  # type: ignore[misc]
+            )
+            floor = kind == "held_out"
+            meaning = "what images score that were never generated" if floor else entries[0].meaning
+            rows.append(Row(f"{name}, {what}", "", cells, "" if floor else entries[0].better, meaning))
+    return tuple(rows)
 
 
-def _floor(record: Record) -> dict[str, Any] | None:
-    return (record.results.get("reconstruction") or {}).get("held_out_images_distance")
+def _guided(records: Sequence[Record]) -> str:
+    settings = {m.conditions.guidance for r in records for m in r.results.measurements("guided").values()}
+    return f"samples, guidance {settings.pop()}" if len(settings) == 1 else "samples, with guidance"
+
+
+def _fewer(record: Record, kind: str, metric: str) -> list[str]:
+    """Beside a floor that was measured with another number of images than the samples."""
+    if kind != "held_out":
+        return []
+    real, generated = (record.results.measurements(side).get(metric) for side in (kind, "unguided"))
+    counts = [side.conditions.images if side else None for side in (real, generated)]
+    if counts[0] == counts[1] or None in counts:
+        return []
+    return [
+        "Measured with another number of images than the samples, which changes most metrics (a Fréchet distance grows "
+        "with fewer), so this floor is not exactly that of the samples."
+    ]
 
 
 def _reconstruction_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
-    parts = [r.results.get("reconstruction") or {} for r in records]
-    names = {part["distance"]["name"] for part in parts if part}
+    distances = [r.results.reconstruction_distance for r in records]
+    names = {measurement.name for measurement in distances if measurement}
     name = names.pop() if len(names) == 1 else "Fréchet distance"
-    quality = [part.get("quality") for part in parts]
-    protocols = [words.read_protocol(part["distance"]) if part else None for part in parts]
-    # PSNR and SSIM need no feature network and no reference statistics.
+    quality = [(r.results.reconstruction or {}).get("quality") for r in records]
+    # Pixel measures need no feature network and no reference statistics.
+    kept = ("images", "image_size", "crop", "resize", "dtype", "weights")
     pixels = [
-        Protocol(
-            images=p.images, image_size=p.image_size, crop=p.crop, resize=p.resize, dtype=p.dtype, weights=p.weights
-        )
-        if p
-        else None
-        for p in protocols
+        Conditions(**{key: getattr(m.conditions, key) for key in kept}) if m is not None else None for m in distances
     ]
-    marks = _protocol_marks(records, pixels, notes)
+    marks = _marks(records, pixels, notes)
 
     def cells(key: str, digits: int) -> tuple[Cell, ...]:
         out = []
         for q, mark in zip(quality, marks, strict=True):
-            if q is None:
+            if q is None or key not in q:
                 out.append(Cell(None))
             elif q[key] is None:
-                out.append(
-                    Cell("infinite", marks=(*mark, notes.mark(words.sentence(q.get("note", "some images are exact")))))
-                )
+                note = words.sentence(q.get("note", "some images are exact"))
+                out.append(Cell("infinite", marks=(*mark, notes.mark(note))))
             else:
                 out.append(Cell(f"{q[key]:.{digits}f}", marks=mark))
         return tuple(out)
 
-    return (
+    rows = [
         Row(
-            f"{name}, reconstructions", "",
-            _measured_cells(records, notes, lambda r: (r.results.get("reconstruction") or {}).get("distance")), "lower",
-            "against the very images they come from",
+            f"{name}, reconstructions", "", _measured_cells(records, notes, lambda r: r.results.reconstruction_distance),
+            "lower", "against the very images they come from",
         ),
         Row("PSNR", "dB", cells("psnr", 2), "higher", "mean over images"),
         Row("SSIM", "", cells("ssim", 4), "higher", "1 is identical"),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if any(q and "lpips" in q for q in quality):
+        rows.append(Row("LPIPS", "", cells("lpips", 4), "lower", "VGG16, version 0.1; mean over images"))
+    return tuple(rows)
 
 
 def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
     entropies = [r.entropy or None for r in records]
-    protocols = [Protocol(images=e["rows"]) if e else None for e in entropies]
-    marks = _protocol_marks(records, protocols, notes)
+    marks = _marks(records, [Conditions(images=e["rows"]) if e else None for e in entropies], notes)
 
     def cells(make: Callable[[dict[str, Any]], tuple[str, str]]) -> tuple[Cell, ...]:
         return tuple(Cell(*make(e), mark) if e else Cell(None) for e, mark in zip(entropies, marks, strict=True))
@@ -283,16 +277,16 @@ def _usage(records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
 
 
 def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
-    parts = [r.results.get("likelihood") or None for r in records]
+    parts = [r.results.likelihood for r in records]
 
     def marks(split: str) -> list[tuple[str, ...]]:
         about = [
-            Protocol(images=p[f"{split}_allowed"]["images"], crop=p.get("crop"), weights=p.get("weights"))
+            Conditions(images=p[f"{split}_allowed"]["images"], crop=p.get("crop"), weights=p.get("weights"))
             if p
             else None
             for p in parts
         ]
-        return _protocol_marks(records, about, notes)
+        return _marks(records, about, notes)
 
     def cells(split: str) -> tuple[Cell, ...]:
         name = f"{split}_allowed"
@@ -334,7 +328,7 @@ def _likelihood_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
 
 def _elbo_rows(records: Sequence[Record]) -> tuple[Row, ...]:
     """Both terms and their sum; no rows where no run has measured them."""
-    parts = [record.results.get("elbo") for record in records]
+    parts = [record.results.elbo for record in records]
     if not any(parts):
         return ()
 
@@ -351,13 +345,13 @@ def _elbo_rows(records: Sequence[Record]) -> tuple[Row, ...]:
 
 def _shared_rows(records: Sequence[Record]) -> tuple[Row, ...]:
     """How alike samples are that share their first segment; only runs of several segments have measured it."""
-    parts = [record.results.get("shared_rows") for record in records]
+    parts = [record.results.shared_rows for record in records]
     if not any(parts):
         return ()
     names = [f"shared: {part['segment']}" if part else "" for part in parts]
 
     def values(kind: str) -> list[str | None]:
-        return [f"{part[kind]['ratio']:.3f}" if part else None for part in parts]
+        return [ratio(part[kind]["ratio"]) if part else None for part in parts]
 
     meaning = "mean distance within a row over that between rows of one class, in the judge's features"
     return (
@@ -371,6 +365,11 @@ def _shared_rows(records: Sequence[Record]) -> tuple[Row, ...]:
             meaning="the same, as a check: about 1",
         ),
     )
+
+
+def ratio(value: float | None) -> str:
+    """A ratio of distances, or why there is none."""
+    return "none (all samples of a class are alike)" if value is None else f"{value:.3f}"
 
 
 def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
@@ -387,25 +386,26 @@ def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
         if any(model in record.weights for record in records):
             values = [f"{record.weights[model] / 1e6:.2f}" if model in record.weights else None for record in records]
             rows.append(Row(f"Weights, {model}", "million", _plain_cells(values), meaning="buffers included"))
-        seconds = [(record.results.get("seconds") or {}).get(model) for record in records]
+        seconds = [record.results.seconds.get(model) for record in records]
         if any(value is not None for value in seconds):
             times = [None if value is None else words.duration(value) for value in seconds]
             rows.append(Row(f"Training time, {model}", "", _plain_cells(times)))
     return tuple(rows)
 
 
-# -- protocols in words ---------------------------------------------------------------------------------------------
+# -- conditions in words --------------------------------------------------------------------------------------------
 
 
 def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
     """(what, how) for every kind of measurement; runs that were measured alike are told together."""
     kinds: list[tuple[str, Callable[[Record], str | None]]] = [
-        ("Samples without guidance", lambda r: _how(samples(r, guided=False))),
-        ("Samples with guidance", lambda r: _how(samples(r, guided=True))),
-        ("Real held-out images", lambda r: _how(_floor(r))),
-        ("Reconstructions", lambda r: _how((r.results.get("reconstruction") or {}).get("distance"))),
+        ("Samples without guidance", lambda r: _how(r.distance("unguided"))),
+        ("Samples with guidance", lambda r: _how(r.distance("guided"))),
+        ("Real held-out images", lambda r: _how(r.distance("held_out"))),
+        ("Reconstructions", lambda r: _how(r.results.reconstruction_distance)),
         ("Entropy of the tokens", _how_entropy),
         ("Prior", _how_likelihood),
+        ("Not measured", _skipped),
     ]
     sentences = []
     for what, find in kinds:
@@ -419,8 +419,13 @@ def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
     return sentences
 
 
-def _how(measurement: dict[str, Any] | None) -> str | None:
-    return words.in_words(words.read_protocol(measurement)) if measurement else None
+def _how(measurement: Measurement | None) -> str | None:
+    return words.in_words(measurement.conditions) if measurement else None
+
+
+def _skipped(record: Record) -> str | None:
+    skipped = (record.results.generation or {}).get("unguided", {}).get("skipped", {})
+    return "; ".join(f"{metric}: {reason}" for metric, reason in skipped.items()) + "." if skipped else None
 
 
 def _how_entropy(record: Record) -> str | None:
@@ -431,7 +436,7 @@ def _how_entropy(record: Record) -> str | None:
 
 
 def _how_likelihood(record: Record) -> str | None:
-    about = record.results.get("likelihood")
+    about = record.results.likelihood
     if not about:
         return None
     train, held_out = (words.count(about[f"{split}_allowed"]["images"]) for split in ("train", "held_out"))

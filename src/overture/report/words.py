@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from overture.evaluation.protocol import Protocol
+from overture.evaluation.conditions import Conditions
 
 __all__ = [
     "FIELDS",
@@ -17,7 +15,6 @@ __all__ = [
     "in_words",
     "joined",
     "percent",
-    "read_protocol",
     "sentence",
     "short",
 ]
@@ -37,9 +34,11 @@ FIELDS = {
     "dtype": "number type",
     "guidance": "guidance",
     "temperature": "temperature",
+    "top_k": "top-k",
+    "top_p": "top-p",
     "weights": "weights",
 }
-"""Plain names for what two protocols may differ in."""
+"""Plain names for what the conditions of two numbers may differ in."""
 
 
 def distance(value: float) -> str:
@@ -86,15 +85,9 @@ def short(digest: str | None) -> str:
     return digest[:12] if digest else "unknown"
 
 
-def read_protocol(measurement: dict[str, Any]) -> Protocol:
-    """The protocol that was written beside a number; fields that this version does not know are left out."""
-    known = {field.name for field in dataclasses.fields(Protocol)}
-    return Protocol(**{k: v for k, v in measurement.get("protocol", {}).items() if k in known})
-
-
-def in_words(protocol: Protocol) -> str:
-    """How a number was made, as one sentence; what the protocol leaves open is left out."""
-    p = protocol
+def in_words(conditions: Conditions) -> str:
+    """How a number was made, as one sentence; what the conditions leave open is left out."""
+    p = conditions
     parts = []
     if p.images is not None:
         against = f", measured against {p.reference}" if p.reference else ""
@@ -112,6 +105,8 @@ def in_words(protocol: Protocol) -> str:
     if p.guidance:
         parts.append(f"guidance: {p.guidance}")
     parts += [f"temperature {p.temperature}"] if p.temperature else []
+    parts += [f"top-k {p.top_k}"] if p.top_k not in (None, "0") else []
+    parts += [f"top-p {p.top_p}"] if p.top_p not in (None, "1") else []
     parts += [f"weights: {p.weights}"] if p.weights else []
     parts += [f"number type {p.dtype}"] if p.dtype else []
     return "; ".join(parts) + "."

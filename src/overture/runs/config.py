@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from overture.config import changed
 from overture.data.stream import DataConfig
 from overture.errors import UsageError
 from overture.nn.classifier import ClassifierConfig
-from overture.priors.guidance import Guidance, parse_temperature
 from overture.priors.model import PriorConfig
+from overture.priors.sampling import Sampling
 from overture.tokenizers.config import TokenizerConfig
-from overture.training.classifier import ClassifierTrainingConfig
-from overture.training.prior import PriorTrainingConfig
-from overture.training.tokenizer import TokenizerTrainingConfig
-from overture.training.tokens import TokensConfig
+from overture.training.train_classifier import ClassifierTrainingConfig
+from overture.training.train_prior import PriorTrainingConfig
+from overture.training.train_tokenizer import TokenizerTrainingConfig
+from overture.training.write_tokens import TokensConfig
 
 __all__ = ["DomainNetworkConfig", "EvaluationConfig", "RunConfig", "WatchConfig"]
+
+_FROM_DATA = {
+    "tokenizer.image_size": ": set data.image_size",
+    "tokenizer.channels": ": set data.channels",
+    "tokenizer.num_classes": "",
+    "prior.num_classes": "",
+}
+"""Options of parts that are filled in from the data, and what to set instead."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,11 @@ class EvaluationConfig:
     """How a trained run is judged.
 
     ``network`` names the feature network (``domain`` is the run's own judge, trained with ``judge``; others are as
-    :func:`overture.evaluation.networks.load_network` knows them). ``guidance`` is written as on the command line
-    (``"1.5"``, ``"cosine 4 power 1.5"``, ``"prologue: 0.7, visual: cosine 3.75 power 0.2"``). Distances are measured
-    against the training images, with ``samples`` generated images of balanced classes, once without guidance and once
-    with it. ``temperature`` is a number or one per segment (``"prologue: 0.7, visual: 0.9"``); without guidance it is
-    ``unguided_temperature`` where that is given.
+    :func:`overture.evaluation.networks.load_network` knows them). Numbers are measured against the training images, with
+    ``samples`` generated images of balanced classes, once without guidance and once with it. ``guidance`` and
+    ``temperature`` are written as on the command line (``"1.5"``, ``"cosine 4 power 1.5"``, ``"prologue: 0.7, visual:
+    cosine 3.75 power 0.2"``); without guidance the temperature is ``unguided_temperature`` where that is given.
+    ``metrics`` names what is measured, ``module:name`` for anyone's; none named, or ``all``: ours.
     """
 
     network: str = "domain"
@@ -49,17 +59,33 @@ class EvaluationConfig:
     top_k: int = 0
     top_p: float = 1.0
     shown_per_class: int = 8
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        Guidance.parse(self.guidance)
-        for temperature in (self.temperature, self.unguided_temperature):
-            if temperature is not None:
-                parse_temperature(temperature)
-        for name, least in (("samples", 2), ("batch_size", 1), ("shown_per_class", 1), ("top_k", 0)):
+        for name, least in (("samples", 2), ("batch_size", 1), ("shown_per_class", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"evaluation: {name} is {getattr(self, name)}, needs >= {least}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"evaluation: top_p is {self.top_p}, needs 0 < top_p <= 1")
+        try:
+            _ = self.guided, self.unguided
+        except UsageError as error:
+            raise UsageError(f"evaluation: {error}") from error
+
+    @property
+    def guided(self) -> Sampling:
+        """With the config's guidance."""
+        return Sampling.parse(self.guidance, self.temperature, self.top_k, self.top_p)
+
+    @property
+    def unguided(self) -> Sampling:
+        """Without guidance."""
+        temperature = self.temperature if self.unguided_temperature is None else self.unguided_temperature
+        return Sampling.parse("none", temperature, self.top_k, self.top_p)
+
+    @property
+    def samplings(self) -> dict[str, Sampling]:
+        """Both ways of sampling by name, or the one there is."""
+        both = {"unguided": self.unguided, "guided": self.guided}
+        return both if both["guided"] != both["unguided"] else {"unguided": self.unguided}
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,19 @@ class RunConfig:
         joint = self.tokenizer_training.joint
         if self.prior_source == "joint" and joint is None:
             raise UsageError("prior_source is joint, but tokenizer_training.joint is not set; use prior_source tokens")
+
+    def changed(self, changes: Mapping[str, Any]) -> RunConfig:
+        """Some options changed, by dotted name (:func:`overture.config.changed`).
+
+        What the data decide is refused, with the option to set instead.
+        """
+        for name, instead in _FROM_DATA.items():
+            if name in changes:
+                raise UsageError(f"{name} comes from the data{instead}")
+        changes = dict(changes)
+        if "data.image_size" in changes:  # patches have to fit the images that there will be
+            changes["tokenizer.image_size"] = changes["data.image_size"]
+        return changed(self, changes)
 
     def resolve(self, num_classes: int) -> RunConfig:
         """The same config with image size, channels and classes taken from the data throughout."""

@@ -3,21 +3,24 @@
 ::
 
     runs/NAME/ config.json  metrics.jsonl  results.json  report.html  samples/  networks/
-               tokens/{train,val}.tokens  tokenizer/{model.safetensors, step-*/}  prior/{model.safetensors, step-*/}
+               tokens/{train,held_out}.tokens  tokenizer/{model.safetensors, step-*/}  prior/{model.safetensors, step-*/}
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from overture.config import differing_keys, from_dict, to_dict
+from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
+from overture.files import read_json, write_json
+from overture.model_files import find_model, read_metadata
 from overture.runs.config import RunConfig
+from overture.runs.results import Results
 
 __all__ = ["RunDirectory"]
 
@@ -28,14 +31,20 @@ class RunDirectory:
     def __init__(self, root: Path | str, networks: Path | None = None) -> None:
         self.root = Path(root)
         self.config = self.root / "config.json"
+        self.classes = self.root / "classes.json"
         self.metrics = self.root / "metrics.jsonl"
         self.results = self.root / "results.json"
         self.report = self.root / "report.html"
         self.samples = self.root / "samples"
-        self.networks = networks or self.root / "networks"
+        self.instruments = self.root / "instruments"
+        beside = self.root.resolve().parent / "networks"  # where the runs of one recipe share them
+        own = self.root / "networks"
+        self.networks = networks or (beside if beside.is_dir() and not own.is_dir() else own)
         """Feature networks trained on the data; runs that are compared share them."""
         self.tokenizer = self.root / "tokenizer"
         self.prior = self.root / "prior"
+        self.judge = self.networks / "judge.safetensors"
+        self.reference = self.networks / "reference.npz"
 
     @property
     def tokenizer_model(self) -> Path:
@@ -48,42 +57,53 @@ class RunDirectory:
         return self.prior / "model.safetensors"
 
     def tokens(self, part: str) -> Path:
-        """The token file of the ``train`` images or of those ``held_out``."""
-        return self.root / "tokens" / ("val.tokens" if part == "held_out" else f"{part}.tokens")
+        """The token file of the ``train`` images or of those ``held_out`` (which older runs call ``val``)."""
+        path, old = self.root / "tokens" / f"{part}.tokens", self.root / "tokens" / "val.tokens"
+        return old if part == "held_out" and old.exists() and not path.exists() else path
 
-    def adopt(self, config: RunConfig) -> None:
+    def token_file(self, part: str) -> TokenFile:
+        """The same, opened."""
+        return TokenFile.open(self.tokens(part))
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run lies here, and not only models."""
+        return self.config.is_file()
+
+    def read_config(self) -> RunConfig:
+        """The resolved config."""
+        if not self.is_run:
+            raise UsageError(f"{self.root}: not a run directory (no config.json)")
+        return from_dict(RunConfig, read_json(self.config, dict), str(self.config))
+
+    def write_or_check_config(self, config: RunConfig) -> None:
         """Write the config into a new run; refuse to go on with another config than a run was begun with."""
         wanted = to_dict(config)
-        if self.config.exists():
-            try:
-                present = json.loads(self.config.read_text())
-            except ValueError as error:
-                raise OvertureError(f"{self.config}: not valid JSON ({error}); delete the run to start over") from error
-            # Read as a config first: a field that this version has added has its default in an older run.
-            different = differing_keys(to_dict(from_dict(RunConfig, present, str(self.config))), wanted)
-            if different:
-                raise UsageError(
-                    f"{self.root}: was begun with another config ({'; '.join(different[:3])}); "
-                    "give another --out, or delete it to start over"
-                )
+        if not self.config.exists():
+            write_json(self.config, wanted)
             return
-        write_json(self.config, wanted)
+        present = read_json(self.config, dict, "delete the run to start over")
+        # Read as a config first: a field that this version has added has its default in an older run.
+        different = differing_keys(to_dict(from_dict(RunConfig, present, str(self.config))), wanted)
+        if different:
+            raise UsageError(
+                f"{self.root}: was begun with another config ({'; '.join(different[:3])}); "
+                "give another --out, or delete it to start over"
+            )
 
-    def add_results(self, part: str, values: Mapping[str, Any] | list[dict[str, Any]]) -> None:
-        """Store the results of one part of the evaluation."""
-        write_json(self.results, {**self.read_results(), part: values})
-
-    def read_results(self) -> dict[str, Any]:
+    def read_results(self) -> Results:
         """All results so far."""
         if not self.results.exists():
-            return {}
-        try:
-            results = json.loads(self.results.read_text())
-        except (OSError, ValueError) as error:
-            raise OvertureError(f"{self.results}: not valid JSON ({error}); delete it to measure again") from error
-        if not isinstance(results, dict):
-            raise OvertureError(f"{self.results}: holds no results by name; delete it to measure again")
-        return results
+            return Results()
+        return Results.from_dict(read_json(self.results, dict, "delete it to measure again"), str(self.results))
+
+    def write_results(self, results: Results) -> None:
+        """Store the results so far."""
+        write_json(self.results, results.to_dict())
+
+    def model_hashes(self, *kinds: str) -> dict[str, str]:
+        """``tokenizer_hash`` and ``prior_hash``: which models a number is of."""
+        return {f"{kind}_hash": read_metadata(find_model(self.root, kind), kind)["weights_hash"] for kind in kinds}
 
     @contextmanager
     def locked(self, patience: float = 20.0) -> Iterator[None]:
@@ -112,14 +132,3 @@ def _lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot save: {error.strerror}; free some space and run again") from error

@@ -14,13 +14,13 @@ from typing import Any
 
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
+from overture.processes import Processes
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.stages import execute, train_network
-from overture.training.distributed import World
 from overture.training.progress import Interrupted, Progress, WireProgress, stoppable
 
-__all__ = ["Task", "perform"]
+__all__ = ["Task", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,27 @@ class Task:
         return json.dumps(to_dict(self))
 
 
-def perform(task: Task, progress: Progress, world: World) -> None:
+def run_task(task: Task, progress: Progress, processes: Processes) -> None:
     """Do it, in this process."""
     run = RunDirectory(Path(task.root), Path(task.networks))
     if task.network:
         data = task.config.data.build()
-        train_network(task.config.resolve(data.num_classes), data, task.network, run, progress)
-        return
-    if not world.is_main:
-        execute(task.config, run, progress, world, task.until)
-        return
-    with run.locked():
-        execute(task.config, run, progress, world, task.until)
+        train_network(task.config.resolve(data.num_classes), data, task.network, run, progress, processes)
+    elif processes.is_main:
+        with run.locked():
+            execute(task.config, run, progress, processes, task.until)
+    else:
+        execute(task.config, run, progress, processes, task.until)
 
 
 def main() -> int:
-    """Perform the task given as the first argument."""
+    """Do the task given as the first argument."""
     task = from_dict(Task, json.loads(sys.argv[1]), "task")
     progress = WireProgress()
     failure: dict[str, Any] | None = None
     with stoppable():
         try:
-            perform(task, progress, World.join(task.device))
+            run_task(task, progress, Processes.join(task.device))
         except UsageError as error:
             failure = {"error": str(error), "status": 2}
         except Interrupted as error:

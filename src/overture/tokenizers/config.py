@@ -22,31 +22,12 @@ from overture.errors import UsageError
 from overture.layout import Layout, Segment
 from overture.nn.transformer import TransformerConfig
 from overture.quantizers import QuantizerConfig, VectorConfig
-from overture.schedules import Schedule
+from overture.schedules import CodebookConfig
 
 if TYPE_CHECKING:
     from overture.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["CodebookConfig", "SegmentConfig", "TokenizerConfig"]
-
-
-@dataclass(frozen=True)
-class CodebookConfig:
-    """Codebook size at every position: a growth law by name, or the ``explicit`` list."""
-
-    schedule: Literal["uniform", "linear", "power", "geometric", "cosine", "steps", "explicit"] = "uniform"
-    k_min: int = 2
-    k_max: int = 16384
-    exponent: float = 2.0
-    explicit: tuple[int, ...] = ()
-
-    def build(self, positions: int) -> Schedule:
-        """The schedule over ``positions`` positions."""
-        if self.schedule != "explicit":
-            return Schedule.from_name(self.schedule, positions, self.k_min, self.k_max, self.exponent)
-        if len(self.explicit) != positions:
-            raise UsageError(f"explicit codebook sizes: {len(self.explicit)} given, the segment has {positions}")
-        return Schedule.explicit(self.explicit)
 
 
 @dataclass(frozen=True)

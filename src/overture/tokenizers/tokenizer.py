@@ -20,14 +20,14 @@ from overture.quantizers import Quantized, Quantizer
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.patches import join_patches, split_patches
 
-__all__ = ["Read", "Tokenized", "Tokenizer"]
+__all__ = ["Encoded", "Tokenizer"]
 
 _AXES = ("row", "column", "index")
 
 
-class Read(NamedTuple):
-    """What encoder and quantizers make of images: ids ``[B, T]``, what each quantizer said, and the encoder outputs
-    ``[B, L, D]`` each segment was read from."""
+class Encoded(NamedTuple):
+    """Images as training sees them: ids ``[B, T]``, each quantizer's answer, and the encoder outputs ``[B, L, D]`` that
+    each segment was quantized from."""
 
     ids: Tensor
     quantized: dict[str, Quantized]
@@ -37,16 +37,6 @@ class Read(NamedTuple):
     def quantizer_loss(self) -> Tensor:
         """The quantizers' own losses, added."""
         return torch.stack([quantized.loss for quantized in self.quantized.values()]).sum()
-
-
-class Tokenized(NamedTuple):
-    """One training forward: ``reconstruction`` ``[B, C, H, W]``, ids ``[B, T]``, what each quantizer said, and the
-    encoder outputs ``[B, L, D]`` each segment was read from."""
-
-    reconstruction: Tensor
-    ids: Tensor
-    quantized: dict[str, Quantized]
-    features: dict[str, Tensor]
 
 
 class _WithRotary(nn.Module):
@@ -177,20 +167,15 @@ class Tokenizer(nn.Module):
             unread[segment.source] = unread[segment.source][:, length:]
         return outputs
 
-    def forward(self, images: Tensor) -> Tokenized:
-        """Everything stage 1 needs from one pass over images ``[B, C, H, W]`` in [-1, 1]."""
-        read = self.read(images)
-        return Tokenized(self.show(read), read.ids, read.quantized, read.features)
-
-    def read(self, images: Tensor) -> Read:
-        """The first half of :meth:`forward`: what encoder and quantizers make of the images."""
+    def encode_for_training(self, images: Tensor) -> Encoded:
+        """Images ``[B, C, H, W]`` in [-1, 1] through encoder and quantizers, with gradients."""
         features = self.features(images)
         quantized = {name: self._quantizer(name)(part) for name, part in features.items()}
-        return Read(torch.cat([part.ids for part in quantized.values()], dim=1), quantized, features)
+        return Encoded(torch.cat([part.ids for part in quantized.values()], dim=1), quantized, features)
 
-    def show(self, read: Read) -> Tensor:
-        """The second half: the reconstruction ``[B, C, H, W]``, not clamped."""
-        return self._images({name: part.codes for name, part in read.quantized.items()})
+    def reconstruct(self, encoded: Encoded) -> Tensor:
+        """The reconstruction ``[B, C, H, W]`` of encoded images, not clamped, with gradients."""
+        return self._images({name: part.codes for name, part in encoded.quantized.items()})
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -200,6 +185,10 @@ class Tokenizer(nn.Module):
     def decode(self, ids: Tensor) -> Tensor:
         """Local ids ``[B, T]`` -> images ``[B, C, H, W]``, not clamped."""
         self.layout.check(ids)
+        return self.decode_valid(ids)
+
+    def decode_valid(self, ids: Tensor) -> Tensor:
+        """As :meth:`decode`, of ids that are known to fit: looking at them would wait for an accelerator."""
         return self._images(self._codes(ids))
 
     def codes(self, ids: Tensor) -> Tensor:

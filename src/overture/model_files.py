@@ -1,0 +1,168 @@
+"""Model files: weights by role (``raw.*``, ``ema.*``), and in the metadata all that is needed to build the model again.
+
+A model file is a safetensors file, so nothing in it is unpickled. Its metadata holds the ``kind`` of the model
+(tokenizer, prior, classifier), its config, and a hash of its weights, which later stages and records refer to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from overture.config import differing_keys, from_dict, to_dict
+from overture.errors import OvertureError, UsageError
+from overture.files import cannot_write, replacing
+
+__all__ = [
+    "check_config", "find_model", "header_texts", "load_weights", "model_hash", "read_metadata", "read_tensors",
+    "read_weights", "save_model", "weights_hash",
+]  # fmt: skip
+
+FORMAT_VERSION = 1
+
+
+def save_model(path: Path, kind: str, weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> str:
+    """Write ``weights`` (by role, then by name) with ``metadata``; returns the hash of the weights."""
+    tensors = {f"{role}.{name}": t.detach() for role, named in weights.items() for name, t in named.items()}
+    digest = weights_hash(tensors)
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(contiguous, temporary, metadata=header_texts(kind, digest, metadata))
+    except SafetensorError as error:
+        raise cannot_write(path, error) from error
+    return digest
+
+
+def header_texts(kind: str, digest: str, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a model file, as safetensors stores it."""
+    header = {"format_version": FORMAT_VERSION, "kind": kind, "weights_hash": digest, **metadata}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of names and values, the same on every machine: 16 hexadecimal digits of sha256."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def read_metadata(path: Path, kind: str) -> dict[str, Any]:
+    """The metadata of a model file of ours; anything else is a one-line error."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise OvertureError(f"{path}: no such file; train it or give another path") from error
+    except (OSError, SafetensorError) as error:
+        raise OvertureError(f"{path}: not a readable safetensors file ({error})") from error
+    if header.get("kind") != kind:
+        found = header.get("kind", "file without our metadata")
+        raise OvertureError(f"{path}: is a {found}, expected a {kind}")
+    if header["format_version"] != str(FORMAT_VERSION):
+        raise OvertureError(f"{path}: format {header['format_version']}, this version reads {FORMAT_VERSION}")
+    return {key: _parse(value) for key, value in header.items()}
+
+
+def read_weights(path: Path, role: str) -> dict[str, Tensor]:
+    """The tensors of one role, by name."""
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(f"{role}.")]  # noqa: SIM118 (not a mapping)
+        if not names:
+            raise OvertureError(f"{path}: holds no '{role}' weights")
+        return {name.removeprefix(f"{role}."): file.get_tensor(name) for name in names}
+
+
+def load_weights(module: nn.Module, path: Path, role: str) -> None:
+    """Give ``module`` the weights of one role, and make it ready for use: no dropout, no gradients."""
+    if role not in ("raw", "ema"):
+        raise UsageError(f"weights '{role}' are none of raw, ema")
+    try:
+        module.load_state_dict(read_weights(path, role))
+    except RuntimeError as error:
+        raise OvertureError(f"{path}: does not fit its own config ({' '.join(str(error).split())})") from error
+    module.eval().requires_grad_(False)
+
+
+def check_config(path: Path, kind: str, config: Any) -> dict[str, Any]:
+    """The metadata of a model file that has to have been built with ``config``."""
+    metadata = read_metadata(path, kind)
+    present = from_dict(type(config), metadata["config"], f"{path}: config")  # with defaults for fields added since
+    different = differing_keys(to_dict(present), to_dict(config))
+    if different:
+        raise OvertureError(
+            f"{path}: a {kind} of another config ({'; '.join(different[:3])}); move it away to train this run's own"
+        )
+    return metadata
+
+
+def model_hash(path: str | Path, kind: str) -> str:
+    """Which model a number is of: the hash of the weights that ``path`` means (see :func:`find_model`)."""
+    return str(read_metadata(find_model(path, kind), kind)["weights_hash"])
+
+
+def find_model(path: str | Path, kind: str) -> Path:
+    """The model file that ``path`` means: itself, in a directory, in a run, or on the hub."""
+    given = Path(path)
+    candidates = [given, given / "model.safetensors", given / kind / "model.safetensors"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if given.exists():
+        raise OvertureError(f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there")
+    parts = str(path).split("/")
+    if len(parts) >= 2 and not str(path).startswith((".", "/", "~")) and not Path(parts[0]).is_dir():
+        return _from_hub(str(path), kind)
+    raise OvertureError(f"{path}: no such file, run or hub id")
+
+
+def _from_hub(path: str, kind: str) -> Path:
+    """Download ``owner/repository[/folder]``'s model file into the hub's cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    owner, repository, *folder = path.split("/")
+    errors = []
+    for place in (["model.safetensors"], [kind, "model.safetensors"]):
+        try:
+            return Path(hf_hub_download(f"{owner}/{repository}", "/".join([*folder, *place])))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            errors.append(str(error).strip().split("\n")[0])
+    raise OvertureError(f"{path}: neither a local path nor a {kind} on the hub ({errors[-1]})")
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors by name from other people's ``.safetensors`` or ``.pth`` file; no code in it is run.
+
+    ``what`` needs them, for the message.
+    """
+    if not path.is_file():
+        raise OvertureError(f"{what}: no such weights file: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file, torch.load raises nearly anything: IndexError, KeyError, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OvertureError(f"{what}: {path} is not a readable weights file ({reason})") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise OvertureError(f"{what}: {path} holds no tensors by name; give the state dict of the network")
+    return dict(state)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,292 @@
+"""What a run will take, told before anything runs: parameters, operations, disk, steps, memory.
+
+Nothing is trained, downloaded or allocated; the data need not be there. All numbers are plain (operations, bytes,
+images); :func:`make_plan` says what was assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.data.stream import crops_per_row
+from overture.data.token_files import TokenHeader
+from overture.errors import UsageError
+from overture.layout import Layout
+from overture.losses.perceptual import ConvNextConfig, DomainConfig, LpipsConfig
+from overture.plan.cost_counter import Cost, CostCounter, parameters
+from overture.priors.guidance import Guidance
+from overture.priors.model import PriorConfig
+from overture.runs.config import RunConfig
+from overture.training.step import Precision, autocast
+
+__all__ = ["Images", "count_images", "make_plan", "sampling_flops"]
+
+KNOWN_IMAGES = {"fashion-mnist": (60_000, 10_000, 10), "cifar10": (50_000, 10_000, 10)}
+IMAGENET = (1_281_167, 50_000, 1000)
+
+ASSUMPTIONS = (
+    "parameters: the encoder is counted with the quantizers, as the released files are cut",
+    "FLOPs: of matrix products, convolutions and attention, counted on shapes by torch.utils.flop_counter; a backward "
+    "pass counts as two forward passes, as one where the weights are frozen; R1 steps and optimizers are left out; "
+    "sampling is computed in closed form, with a key-value cache and only the output rows that a position may hold",
+    "memory: everything is replicated on every device (no sharding, no recomputation); float32 weights, gradients, two "
+    "Adam moments and EMA, and what autograd keeps at the largest moment of a step; temporary tensors, and buffers of the "
+    "allocator and of the communication, come on top",
+)
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images there are, and ``how`` that is known."""
+
+    train: int
+    held_out: int
+    classes: int
+    how: str
+
+
+def count_images(config: RunConfig, given: int | None = None) -> Images:
+    """The images of a run: as ``given``, counted where the source is there, or known (ImageNet for 1000 classes)."""
+    source, classes = config.data.source, config.tokenizer.num_classes
+    if given is not None:
+        return Images(given, 0, classes, "given")
+    if source in KNOWN_IMAGES:
+        return Images(*KNOWN_IMAGES[source], "known")
+    if ":" in source or _present(source):
+        data = config.data.build()
+        return Images(len(data.train), len(data.held_out), data.num_classes, "counted")
+    if classes == IMAGENET[2]:
+        return Images(*IMAGENET, "ImageNet's, the source is not there")
+    raise UsageError(f"plan: {source} is not there; say how many training images it has: --images N")
+
+
+def _present(source: str) -> bool:
+    path = Path(source)
+    return path.exists() or any(parent.is_file() for parent in path.parents)
+
+
+def make_plan(config: RunConfig, images: Images, world_size: int = 1) -> dict[str, Any]:
+    """Everything as one object for JSON."""
+    if world_size < 1:
+        raise UsageError(f"plan: world size is {world_size}, needs >= 1")
+    config = config.resolve(images.classes)
+    layout, training, stage3 = config.tokenizer.layout, config.tokenizer_training, config.prior_training
+    modules, costs = _count(config, CostCounter())
+    flops = {name: cost.flops for name, cost in costs.items()}
+    step = _tokenizer_step(config, flops)
+    counts = {name: parameters(module) for name, module in modules.items()}
+    steps3 = stage3.steps if config.prior_source == "tokens" else 0
+    return {
+        "recipe": config.recipe,
+        "run": config.name,
+        "world_size": world_size,
+        "images": asdict(images),
+        "layout": {
+            "segments": str(layout),
+            "tokens": layout.length,
+            "sequence_length": layout.sequence_length,
+            "vocabulary": layout.vocabulary_size,
+            "bits": layout.total_bits,
+        },
+        "parameters": {
+            "encoder": counts["encoder"] + counts["quantizers"],
+            "encoder_quantizers": counts["quantizers"],
+            **{name: counts[name] for name in ("post_encoder", "decoder", "discriminator", "joint_prior", "prior")},
+        },
+        "flops_per_image": {
+            "encode": flops["encode"],
+            "decode": flops["decode"],
+            "tokenizer_step": step,
+            "prior_step": 3 * flops["prior"] if steps3 else 0,
+            "sample": sampling_flops(config.prior, layout, Guidance.none()) + flops["decode"],
+            "sample_guided": sampling_flops(config.prior, layout, config.evaluation.guided.guidance) + flops["decode"],
+        },
+        "stages": {
+            "tokenizer": _stage(training.steps, training.batch_size, images.train, step),
+            "tokens": _tokens(config, images, flops["encode"]),
+            "prior": _stage(steps3, stage3.batch_size, images.train, 3 * flops["prior"]),
+        },
+        "memory_per_device": {
+            "tokenizer": _tokenizer_memory(modules, costs, math.ceil(training.batch_size / world_size)),
+            "prior": _memory(
+                counts["prior"], counts["prior"], 0, math.ceil(stage3.batch_size / world_size) * costs["prior"].kept
+            )
+            if steps3
+            else None,
+        },
+        "checkpoints": _checkpoints(config, counts),
+        "assumptions": list(ASSUMPTIONS),
+    }
+
+
+# -- parameters and operations --------------------------------------------------------------------------------------
+
+
+def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module | None], dict[str, Cost]]:
+    """Every module of the run, and what one image's forward pass costs in each."""
+    training, size, channels = config.tokenizer_training, config.data.image_size, config.data.channels
+    layout, device = config.tokenizer.layout, torch.device("cpu")
+    tokenizer = counter.build(config.tokenizer.build)
+    trained = dict(tokenizer.trained_parameters())
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(name in trained)
+    adversarial = counter.build(lambda: training.adversarial.build(channels, size))
+    prior = counter.build(lambda: config.prior.build(layout))
+    joint_config, post = training.joint, tokenizer.post_encoder
+    joint = counter.build(lambda: joint_config.prior.build(layout)) if joint_config else None
+
+    def images(batch: int) -> Tensor:
+        return torch.zeros(batch, channels, size, size)
+
+    def codes(batch: int) -> dict[str, Tensor]:
+        quantizers, reached = tokenizer.quantizers, post is None  # a post encoder leaves the decoder as it is
+        return {
+            s.name: torch.zeros(batch, len(s), quantizers[s.name].z_dim, requires_grad=reached) for s in layout.segments
+        }
+
+    def patches(batch: int) -> Tensor:
+        return torch.zeros(batch, config.tokenizer.grid**2, config.tokenizer.encoder.dim)
+
+    def predict(model: Any, batch: int) -> Tensor:
+        sequence_BL = torch.zeros(batch, layout.sequence_length, dtype=torch.long)
+        logits_BLV = model.predict(model.token_embedding(sequence_BL[:, :-1]), sequence_BL[:, 0])
+        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
+
+    def cost(run: Callable[[int], Any], precision: Precision = training.precision) -> Cost:
+        with autocast(device, precision):
+            return counter.cost(run)
+
+    costs = {
+        "encode": cost(lambda batch: tokenizer.encode_for_training(images(batch))),
+        "decode": cost(lambda batch: tokenizer.decoder(codes(batch))),
+        "discriminator": cost(lambda batch: adversarial.discriminator(images(batch))),
+        "prior": cost(lambda batch: predict(prior, batch), config.prior_training.precision),
+        "joint_prior": cost(lambda batch: predict(joint, batch)) if joint is not None else Cost(0, 0),
+        "post": cost(lambda batch: post(patches(batch))) if post is not None else Cost(0, 0),
+        "perceptual": _perceptual(config, counter),
+    }
+    modules = {
+        "tokenizer": tokenizer,
+        "encoder": tokenizer.encoder,
+        "quantizers": tokenizer.quantizers,
+        "post_encoder": post,
+        "decoder": tokenizer.decoder,
+        "discriminator": adversarial if training.adversarial.weight else None,
+        "joint_prior": joint,
+        "prior": prior,
+    }
+    return modules, costs
+
+
+def _perceptual(config: RunConfig, counter: CostCounter) -> Cost:
+    """One pass of the perceptual loss's network, without its trained weights; a loss that is not ours counts nothing."""
+    kind, size = config.tokenizer_training.perceptual, config.data.image_size
+    if isinstance(kind, LpipsConfig):
+        from torchvision.models import vgg16
+
+        network, shape = counter.build(lambda: vgg16(weights=None).features[:30]), (3, size, size)
+    elif isinstance(kind, ConvNextConfig):
+        from torchvision.models import convnext_small
+
+        network, shape = counter.build(lambda: convnext_small(weights=None)), (3, 224, 224)
+    elif isinstance(kind, DomainConfig):
+        domain = config.perceptual_network.network
+        network, shape = counter.build(domain.build), (domain.channels, size, size)
+    else:
+        return Cost(0, 0)
+    network.eval().requires_grad_(False)
+    with autocast(torch.device("cpu"), config.tokenizer_training.precision):
+        return counter.cost(lambda batch: network(torch.zeros(batch, *shape, requires_grad=True)))
+
+
+def _tokenizer_step(config: RunConfig, flops: dict[str, int]) -> int:
+    """Operations of one image in a generator step and a discriminator step."""
+    frozen = config.tokenizer.post_encoder is not None
+    own = flops["encode"] + flops["decode"]
+    total = own + 2 * flops["post"] if frozen else 3 * own
+    total += 3 * flops["perceptual"]  # both images forward, one backward
+    if config.tokenizer_training.adversarial.weight:
+        total += (2 + 6) * flops["discriminator"]  # frozen for the generator; then two images with gradient
+    return total + (2 + 3) * flops["joint_prior"]
+
+
+def sampling_flops(config: PriorConfig, layout: Layout, guidance: Guidance) -> int:
+    """Operations of sampling one sequence with a key-value cache; the unconditional half runs as far as it is needed.
+
+    Position i costs every matrix of the blocks once, ``4 dim (i + 1)`` a layer for attention over what came before,
+    and one output row for each id it may hold. A position with one possible id needs no output.
+    """
+    size, scales = config.transformer, guidance.scales(layout)
+    choices = [position.high - position.low for position in layout.positions]
+    sampled = [step for step, count in enumerate(choices) if count > 1]
+    guided = [step for step in sampled if scales[step] != 1]
+    blocks = 2 * size.depth * (4 * size.dim**2 + 3 * size.dim * size.hidden)
+
+    def upto(last: int) -> int:
+        return sum(blocks + 4 * size.depth * size.dim * (step + 1) for step in range(last + 1))
+
+    halves = (upto(sampled[-1]) if sampled else 0) + (upto(guided[-1]) if guided else 0)
+    return halves + 2 * size.dim * sum(choices[step] for step in (*sampled, *guided))
+
+
+# -- length, disk, memory -------------------------------------------------------------------------------------------
+
+
+def _stage(steps: int, batch: int, images: int, flops: int) -> dict[str, Any]:
+    """Length of a training stage; epochs count each image once (mirrors are not others)."""
+    seen = steps * batch
+    return {
+        "steps": steps, "batch_size": batch, "images_seen": seen, "epochs": seen / images, "flops": seen * flops
+    }  # fmt: skip
+
+
+def _tokens(config: RunConfig, images: Images, flops: int) -> dict[str, Any]:
+    """The token files of training and held-out images (without their headers of a few kilobytes)."""
+    crops = crops_per_row(config.tokens.crops)
+    header = TokenHeader(config.tokenizer.layout, "", config.tokens.crops, crops, 1, images.classes)
+    rows, size = images.train + images.held_out, header.row_bytes + 4
+    return {
+        "crops_per_image": crops, "images_encoded": rows * crops, "bytes_per_image": size, "bytes": rows * size,
+        "flops": rows * crops * flops,
+    }  # fmt: skip
+
+
+def _memory(trained: int, averaged: int, frozen: int, activations: int) -> dict[str, int]:
+    """Bytes by use, from numbers of parameters and values of activations."""
+    parts = {
+        "weights": 4 * (trained + frozen), "gradients": 4 * trained, "adam": 8 * trained, "ema": 4 * averaged,
+        "activations": activations,
+    }  # fmt: skip
+    return {**parts, "total": sum(parts.values())}
+
+
+def _tokenizer_memory(modules: dict[str, nn.Module | None], costs: dict[str, Cost], batch: int) -> dict[str, int]:
+    """The largest moment of the generator step: each judge's activations are gone before the next one's come."""
+    module = modules["tokenizer"]
+    assert module is not None
+    everything = parameters(module)
+    own = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    joint, discriminator = (parameters(modules[name]) for name in ("joint_prior", "discriminator"))
+    kept = {name: cost.kept for name, cost in costs.items()}
+    judge = max(kept["perceptual"], kept["discriminator"] if discriminator else 0)
+    images = kept["encode"] + max(kept["joint_prior"], kept["decode"] + judge)
+    return _memory(own + discriminator + joint, everything + joint, everything - own, batch * images)
+
+
+def _checkpoints(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
+    """Bytes of the finished models (raw and EMA weights) and of the state that a resume needs (Adam's, too)."""
+    tokenizer, joint, prior = (counts[name] for name in ("tokenizer", "joint_prior", "prior"))
+    return {
+        "tokenizer_model": 8 * tokenizer,
+        "tokenizer_resume": 16 * (tokenizer + joint) + 12 * counts["discriminator"],
+        "prior_model": 8 * prior,
+        "prior_resume": 16 * prior if config.prior_source == "tokens" else 0,
+    }

@@ -1,0 +1,65 @@
+"""How well a prior predicts tokens: bits per position, in one pass over the rows.
+
+Shapes: N rows, B rows of a batch, T local tokens, L sequence positions, V vocabulary, S ids a position may hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from overture.errors import OvertureError
+from overture.priors.model import Prior
+
+__all__ = ["Likelihood", "measure_likelihood"]
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """Means over ``rows`` rows, ``[L]`` float64, in bits; their sums are bits per image."""
+
+    vocabulary: Tensor
+    """Cross-entropy with probabilities normalised over the whole vocabulary, as both papers train."""
+    allowed: Tensor
+    """Cross-entropy with probabilities normalised over the ids that the layout allows, as in sampling."""
+    expected: Tensor
+    """Entropy of the prediction over the allowed ids: what the prior itself expects ``allowed`` to be."""
+    rows: int
+
+
+@torch.inference_mode()
+def measure_likelihood(
+    prior: Prior,
+    ids_NT: Tensor,
+    classes_N: Tensor,
+    *,
+    batch_size: int = 100,
+    done: Callable[[int], object] = lambda rows: None,
+) -> Likelihood:
+    """Predict local ids ``[N, T]``, told the classes ``[N]``; ``done`` hears of every batch."""
+    if len(ids_NT) == 0 or len(ids_NT) != len(classes_N):
+        raise OvertureError(f"likelihood: {len(ids_NT)} rows and {len(classes_N)} classes")
+    layout, device = prior.layout, prior.token_embedding.weight.device
+    was_training = prior.training
+    prior.eval()
+    total_3L = torch.zeros(3, layout.sequence_length, dtype=torch.double, device=device)
+    for ids_BT, classes_B in zip(ids_NT.split(batch_size), classes_N.split(batch_size), strict=True):
+        sequence_BL = layout.to_sequence(ids_BT.to(device))
+        classes_B = classes_B.to(device)
+        prior.check_classes(classes_B)
+        hidden_BLD = prior.hidden(prior.token_embedding(sequence_BL[:, :-1]), classes_B)
+        for place, position in enumerate(layout.positions):  # never the logits of all positions at once
+            logits_BV = prior.head.project(hidden_BLD[:, place]).double()
+            chosen_B = logits_BV.gather(1, sequence_BL[:, place, None])[:, 0]
+            allowed_BS = logits_BV[:, position.low : position.high]
+            total_3L[0, place] += (logits_BV.logsumexp(dim=1) - chosen_B).sum()
+            total_3L[1, place] += (allowed_BS.logsumexp(dim=1) - chosen_B).sum()
+            total_3L[2, place] += torch.special.entr(allowed_BS.softmax(dim=1)).sum()
+        done(len(ids_BT))
+    prior.train(was_training)
+    bits_3L = total_3L.cpu() / (len(ids_NT) * math.log(2))
+    return Likelihood(bits_3L[0], bits_3L[1], bits_3L[2], len(ids_NT))

@@ -1,0 +1,184 @@
+"""One process or many: the only place that knows ``torch.distributed``.
+
+Launched by ``torchrun``, a process joins a group (nccl on accelerators, gloo on CPUs); launched by hand it is alone.
+``Processes()`` is one process alone, also inside a group: what gets it works by itself, whatever the others do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from overture.errors import UsageError
+
+__all__ = ["Processes", "choose_device", "on_threads"]
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its peers. Every peer has to make the same calls in the same order."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def join(cls, device: str = "auto") -> Processes:
+        """Join the group that ``torchrun`` describes in the environment, or stand alone; choose the device."""
+        place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not dist.is_initialized():
+            # Long: the others wait while the main process measures.
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+        return cls(int(os.environ.get("RANK", "0")), size, place)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for everyone."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share_out(self, count: int, block: int = 1) -> range:
+        """The run of ``range(count)`` that is this process's; the runs follow each other and cover it.
+
+        Runs begin at multiples of ``block``.
+        """
+        blocks = -(-count // block)
+        first, last = (min(count, block * (blocks * rank // self.size)) for rank in (self.rank, self.rank + 1))
+        return range(first, last)
+
+    # -- exchanges --------------------------------------------------------------------------------------------------
+
+    def share(self, module: nn.Module) -> None:
+        """Give everyone the main process's parameters and buffers."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, 0)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their mean over all processes, in one flat exchange."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over all processes, on the device that ``values`` are on."""
+        if self.size == 1:
+            return values
+        # NCCL reduces on the accelerator only. The copy leaves the caller's tensor as it was.
+        total = values.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(values.device)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        return self.sum(values) / self.size
+
+    def sum_with_gradient(self, values: Tensor) -> Tensor:
+        """As :meth:`sum`, on the device of the group; differentiable, twice too."""
+        return values if self.size == 1 else _AllSum.apply(values)  # type: ignore[return-value]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The tensors of all processes (of equal shapes), joined along the first axis in the order of their ranks."""
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values, device=self.device) for _ in range(self.size)]
+        dist.all_gather(parts, values.to(self.device).contiguous())
+        return torch.cat(parts).to(values.device)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any process."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor([int(flag)])).item())
+
+    def seed(self, seed: int, stage: str, step: int) -> None:
+        """Make torch's random numbers a function of (seed, stage, step, rank): dropout, label drop, fresh weights.
+
+        Random states then need not be saved for an exact resume.
+        """
+        key = f"{seed} {stage} {step} {self.rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)
+
+    # -- turns ------------------------------------------------------------------------------------------------------
+
+    def in_turns(self, work: Callable[[P], None], pieces: Sequence[P], done: Callable[[int], object] = int) -> None:
+        """``work`` on every piece: processes take turns, and so do the threads of each.
+
+        ``done`` is told of how many pieces all processes together have probably finished since the last time.
+        """
+        on_threads(work, pieces[self.rank :: self.size], lambda: done(self.size))
+
+
+class _AllSum(torch.autograd.Function):
+    """Every process's sum depends on every process's input, so gradients are summed over processes too.
+
+    That backward is the same operation again, which makes it differentiable any number of times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _AllSum.apply(gradient)  # type: ignore[return-value]
+
+
+def on_threads(work: Callable[[P], None], pieces: Iterable[P], done: Callable[[], object] = lambda: None) -> None:
+    """``work`` on every piece, each on one of this process's threads alone; ``done`` is called after each.
+
+    Small products are faster on one thread each than shared by several. What ``work`` writes, it has to guard itself.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for piece in pieces:
+            work(piece)
+            done()
+        return
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def as_here(piece: P) -> None:  # these modes belong to a thread
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            work(piece)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(as_here, pieces):
+                done()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is the accelerator if there is one; ``cuda`` is this process's own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=f"cuda:{local_rank}" if name == "cuda" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{name}' cannot be used ({str(error).splitlines()[0]})") from error

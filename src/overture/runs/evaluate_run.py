@@ -1,0 +1,244 @@
+"""Judging a trained run: distances and their company, reconstruction, usage, entropy, likelihood, pictures.
+
+Samples are written to ``samples/KIND.npz`` and measured from there, exactly as ``overture evaluate`` measures them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overture.analysis import shared_rows
+from overture.analysis.entropy import conditional_entropy
+from overture.data.order import some_of
+from overture.data.stream import ImageData, evaluation_batches
+from overture.errors import UsageError
+from overture.evaluation.conditions import Conditions
+from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
+from overture.evaluation.networks import FeatureNetwork, load_network
+from overture.evaluation.reconstruction import ReconstructionReport, measure_reconstruction
+from overture.evaluation.statistics import joined_pixels, measure_batches, open_reference, open_samples
+from overture.losses.perceptual import Lpips, LpipsConfig, available_lpips
+from overture.model_files import read_metadata
+from overture.pictures import save_npz, save_picture
+from overture.pipeline import Pipeline, balanced_classes
+from overture.priors.likelihood import measure_likelihood
+from overture.priors.sampling import Sampling
+from overture.runs.config import RunConfig
+from overture.runs.directory import RunDirectory
+from overture.runs.results import Results
+from overture.training.elbo import reconstruction_bits
+from overture.training.progress import Interrupted, Progress, stop_requested
+
+__all__ = ["check_evaluation", "evaluate_run", "judge_network", "make_training_reference"]
+
+KEPT_IMAGES = 10_000
+"""Images of the training set beside its statistics, for metrics on features: as many as ADM's references keep."""
+
+
+def evaluate_run(
+    config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, device: torch.device
+) -> None:
+    """Measure everything that is not measured yet, into ``results.json`` and ``samples/``."""
+    pipe = Pipeline.load(run.root, device)
+    judge = judge_network(config, run, device)
+    make_training_reference(config, data, judge, run)
+    parts: dict[str, Callable[[], Any]] = {
+        "entropy": lambda: measure_entropy(run),
+        "likelihood": lambda: measure_run_likelihood(pipe, run, progress),
+        "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge),
+        "elbo": lambda: negative_elbo(config, run.read_results()),
+        "generation": lambda: measure_generation(config, data, run, pipe, judge, progress),
+    }
+    if len(pipe.layout.segments) > 1:
+        parts["shared_rows"] = lambda: measure_shared_rows(config, run, pipe, judge)
+    for name, measure in parts.items():
+        if getattr(run.read_results(), name) is None:
+            value = measure()
+            run.write_results(dataclasses.replace(run.read_results(), **{name: value}))
+    if not (run.samples / "classes.png").exists():
+        draw_samples(config, run, pipe)
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Refuse before the training what would fail after it: unknown segments or metrics, a network not to be had."""
+    evaluation, layout = config.evaluation, config.tokenizer.layout
+    for sampling in evaluation.samplings.values():
+        sampling.check(layout)
+    chosen_metrics(evaluation.metrics)
+    if config.watch.keep_best == "gfd_guided" and "guided" not in evaluation.samplings:
+        raise UsageError("watch: keep_best is gfd_guided, but the evaluation has no guidance; take gfd")
+    if evaluation.network != "domain":
+        load_network(evaluation.network)
+
+
+def judge_network(config: RunConfig, run: RunDirectory, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """The feature network that the config names."""
+    name = config.evaluation.network
+    return load_network(f"domain:{run.judge}" if name == "domain" else name, device)
+
+
+def make_training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork, run: RunDirectory) -> None:
+    """Write statistics of the centre-cropped training images, and some of these images, if they are not there yet."""
+    if run.reference.exists():
+        return
+    kept: list[Tensor] = []
+    chosen = torch.from_numpy(some_of(len(data.train), KEPT_IMAGES))
+
+    def images() -> Iterator[Tensor]:
+        for batch in evaluation_batches(data.train, config.data, config.evaluation.batch_size):
+            kept.append(batch.images[torch.isin(batch.indices, chosen)])
+            yield batch.images
+
+    side = measure_batches(f"{data.train.name}, training images", judge, images())
+    side.save(run.reference, {"arr_0": joined_pixels(kept)})
+
+
+def measure_entropy(run: RunDirectory) -> dict[str, Any]:
+    """The conditional entropy of the training tokens, one row per image (its central crop)."""
+    file = run.token_file("train")
+    return conditional_entropy(file.ids(crop=file.central_crop), layout=file.layout).to_dict()
+
+
+def measure_run_likelihood(pipe: Pipeline, run: RunDirectory, progress: Progress) -> dict[str, Any]:
+    """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
+    out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "central"}
+    for part in ("train", "held_out"):
+        ids, labels = run.token_file(part).tensors()
+        progress.start(f"likelihood {part}", len(ids), unit="image")
+        found = measure_likelihood(pipe.prior, ids, labels, done=progress.advance)
+        progress.finish()
+        for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):
+            bits = bits_L.tolist()
+            out[f"{part}_{name}"] = {"bits_per_position": bits, "bits_per_image": sum(bits), "images": len(ids)}
+    return out
+
+
+def run_conditions(config: RunConfig, run: RunDirectory, kind: str) -> Conditions:
+    """What every number of this run has in common."""
+    model = run.tokenizer_model if kind == "tokenizer" else run.prior_model
+    tokenizer = read_metadata(run.tokenizer_model, "tokenizer").get("use_weights", "ema")
+    return Conditions(
+        image_size=config.data.image_size,
+        crop="center",
+        resize="box halving, bicubic",
+        dtype="float32",
+        checkpoint=read_metadata(model, kind)["weights_hash"],
+        weights=tokenizer if kind == "tokenizer" else f"raw (tokenizer {tokenizer})",
+        seed=config.seed,
+    )
+
+
+def held_out_images(config: RunConfig, data: ImageData) -> Iterator[Tensor]:
+    """Every held-out image, centre-cropped, uint8 ``[B, C, H, W]``."""
+    return (b.images for b in evaluation_batches(data.held_out, config.data, config.evaluation.batch_size))
+
+
+def reconstruction_results(
+    config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline, judge: FeatureNetwork
+) -> dict[str, Any]:
+    """Held-out images encoded and decoded: PSNR, SSIM, LPIPS where its weights are at hand, usage, distance; a picture."""
+    report: ReconstructionReport = measure_reconstruction(
+        pipe.tokenizer,
+        held_out_images(config, data),
+        judge,
+        run_conditions(config, run, "tokenizer"),
+        lpips=_lpips(config, pipe.device),
+        device=pipe.device,
+    )
+    save_picture(report.shown.flatten(0, 1), report.shown.shape[1], run.samples / "reconstructions.png")
+    return report.to_dict()
+
+
+def _lpips(config: RunConfig, device: torch.device) -> Lpips | None:
+    """LPIPS with the weights that the run trains with, or with weights that are on this machine already."""
+    trained = config.tokenizer_training.perceptual
+    if config.data.image_size < Lpips.SMALLEST:
+        return None
+    found = trained if isinstance(trained, LpipsConfig) else available_lpips()
+    return found.build().to(device) if found is not None else None
+
+
+def negative_elbo(config: RunConfig, results: Results) -> dict[str, Any]:
+    """The negative ELBO of held-out images in bits: reconstruction term plus the tokens under the (raw) prior."""
+    assert results.reconstruction is not None
+    assert results.likelihood is not None
+    l1, images = results.reconstruction["l1"], results.reconstruction["quality"]["images"]
+    tokens = results.likelihood["held_out_vocabulary"]["bits_per_image"]
+    pixels = reconstruction_bits(l1, config.data.channels * config.data.image_size**2)
+    return {
+        "unit": "bits per held-out image",
+        "reconstruction_bits": pixels,
+        "sequence_bits": tokens,
+        "negative_elbo_bits": pixels + tokens,
+        "mean_absolute_error": l1,
+        "images": images,
+    }
+
+
+def measure_generation(
+    config: RunConfig,
+    data: ImageData,
+    run: RunDirectory,
+    pipe: Pipeline,
+    judge: FeatureNetwork,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Samples without guidance and with it, and real held-out images, all against the training images."""
+    keep = features_needed(chosen_metrics(config.evaluation.metrics))
+    reference = open_reference(str(run.reference), judge, keep_features=keep)
+    out = {}
+    for kind, sampling in config.evaluation.samplings.items():
+        path = run.samples / f"{kind}.npz"
+        if not path.exists():
+            write_samples(config, run, pipe, sampling, kind, progress)
+        samples = open_samples(str(path), judge, keep_features=keep)
+        words: dict[str, Any] = sampling.to_dict()
+        about = dataclasses.replace(run_conditions(config, run, "prior"), classes="balanced", **words)
+        out[kind] = evaluate(samples, reference, judge, config.evaluation.metrics, about).to_dict()
+    # The floor of every metric: what images score that were never generated.
+    name = f"{data.held_out.name}, held-out images"
+    images = held_out_images(config, data)
+    real = measure_batches(name, judge, images, total=len(data.held_out), keep_features=keep)
+    about = Conditions(image_size=config.data.image_size, crop="center", resize="box halving, bicubic")
+    out["held_out"] = evaluate(real, reference, judge, config.evaluation.metrics, about).to_dict()
+    return out
+
+
+def write_samples(
+    config: RunConfig, run: RunDirectory, pipe: Pipeline, sampling: Sampling, kind: str, progress: Progress
+) -> None:
+    """``samples`` generated images of balanced classes into ``samples/KIND.npz``."""
+    evaluation = config.evaluation
+    classes = balanced_classes(evaluation.samples, config.prior.num_classes)
+    progress.start(f"samples {kind}", len(classes), unit="image")
+
+    def batches() -> Iterator[Tensor]:
+        for images in pipe.sample(classes, sampling, seed=config.seed, batch_size=evaluation.batch_size):
+            if stop_requested():
+                raise Interrupted("stopped in stage samples; the same command goes on")
+            progress.advance(len(images))
+            yield images
+
+    save_npz(batches(), classes.tolist(), run.samples / f"{kind}.npz")
+    progress.finish()
+
+
+def measure_shared_rows(config: RunConfig, run: RunDirectory, pipe: Pipeline, judge: FeatureNetwork) -> dict[str, Any]:
+    """Rows that share their first segment, next to rows that do not: the numbers, and ``shared_rows.png``."""
+    found = shared_rows.study(pipe, judge, config.evaluation.guided, seed=config.seed)
+    first = found.images[::4]  # one row of each class
+    save_picture(first.flatten(0, 1), first.shape[1], run.samples / "shared_rows.png")
+    return found.to_dict()
+
+
+def draw_samples(config: RunConfig, run: RunDirectory, pipe: Pipeline) -> None:
+    """``classes.png``: one row of guided samples per class."""
+    shown = config.evaluation.shown_per_class
+    classes = torch.arange(min(config.prior.num_classes, 10)).repeat_interleave(shown)
+    images = pipe(classes, config.evaluation.guided, seed=config.seed)
+    save_picture(images, shown, run.samples / "classes.png")

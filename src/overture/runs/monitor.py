@@ -1,0 +1,130 @@
+"""What a run measures while it trains: reconstruction, usage and entropy of the tokenizer; samples of the prior.
+
+Small numbers of images, so the distances stand beside each other and not beside those of the finished run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from overture.analysis.entropy import conditional_entropy
+from overture.data.base import subset
+from overture.data.order import some_of
+from overture.data.stream import ImageData, evaluation_batches
+from overture.errors import OvertureError
+from overture.evaluation.conditions import Conditions
+from overture.evaluation.evaluation import frechet_measurement
+from overture.evaluation.networks import FeatureNetwork
+from overture.evaluation.reconstruction import measure_reconstruction
+from overture.evaluation.statistics import measure_batches, read_statistics
+from overture.files import append_line, read_json_lines
+from overture.pictures import save_picture
+from overture.pipeline import Pipeline, balanced_classes
+from overture.runs.config import RunConfig
+from overture.runs.directory import RunDirectory
+from overture.tokenizers.tokenizer import Tokenizer
+from overture.training.train_prior import PriorTrainer
+from overture.training.train_tokenizer import TokenizerTrainer
+
+__all__ = ["PriorMonitor", "TokenizerMonitor"]
+
+SEED_SHIFT = 7919  # other samples than those of the finished run's results
+
+
+class _Monitor:
+    """Remembers on disk what was measured, so that a run that goes on neither repeats nor forgets."""
+
+    def __init__(self, run: RunDirectory, stage: str, every: int) -> None:
+        self.run, self.stage, self.every = run, stage, every
+        self.path = run.root / f"watch-{stage}.jsonl"
+
+    def known(self) -> dict[int, dict[str, float]]:
+        """Numbers by step."""
+        try:
+            return {entry["step"]: entry["values"] for entry in read_json_lines(self.path)}
+        except KeyError as error:
+            raise OvertureError(f"{self.path}: damaged ({error!r}); delete it and go on") from error
+
+    def due(self, step: int) -> bool:
+        """Whether a measurement is due at this step and not yet made."""
+        return bool(self.every and step and step % self.every == 0 and step not in self.known())
+
+    def keep(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Write the numbers down."""
+        append_line(self.path, {"step": step, "values": values})
+        return values
+
+
+class TokenizerMonitor(_Monitor):
+    """Measures a tokenizer in training on some held-out images."""
+
+    def __init__(
+        self, config: RunConfig, data: ImageData, run: RunDirectory, trainer: TokenizerTrainer, judge: FeatureNetwork
+    ) -> None:
+        super().__init__(run, "tokenizer", config.watch.tokenizer_every)
+        self.config, self.trainer, self.judge = config, trainer, judge
+        self.source = subset(data.held_out, some_of(len(data.held_out), config.watch.images))
+
+    def measure(self, step: int) -> dict[str, float]:
+        """rFD, PSNR, SSIM, share of codes used by segment, and the entropy of the images' tokens."""
+        tokenizer, device = self.trainer.tokenizer.eval(), self.trainer.processes.device
+        images = (batch.images for batch in evaluation_batches(self.source, self.config.data, 100))
+        report = measure_reconstruction(tokenizer, images, self.judge, shown=0, device=device)
+        assert report.distance is not None
+        entropy = conditional_entropy(report.ids_NT.numpy(), layout=tokenizer.layout)
+        values = {
+            "rfd": report.distance.value,
+            "psnr": report.quality.psnr,
+            "ssim": report.quality.ssim,
+            "entropy_bits": entropy.total_bits,
+            "entropy_cliff": float(entropy.cliff),
+        }
+        for segment in report.usage.segments:
+            values[f"used_{segment.name}"] = segment.used
+        return self.keep(step, values)
+
+
+class PriorMonitor(_Monitor):
+    """Measures samples of a prior in training, and keeps the best prior."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        trainer: PriorTrainer,
+        tokenizer: Tokenizer,
+        judge: FeatureNetwork,
+        save: Callable[[Path], str],
+    ) -> None:
+        super().__init__(run, "prior", config.watch.prior_every)
+        self.config, self.trainer, self.tokenizer, self.judge, self.save = config, trainer, tokenizer, judge, save
+        self.reference = read_statistics(run.reference, judge)
+
+    def measure(self, step: int) -> dict[str, float]:
+        """gFD unguided and guided; writes the first samples as a picture."""
+        values = {}
+        for kind in self.config.evaluation.samplings:
+            name = "gfd" if kind == "unguided" else "gfd_guided"
+            side = measure_batches("samples", self.judge, self._samples(kind, f"{name}-{step:08d}.png"))
+            values[name] = frechet_measurement(name, side, self.reference, self.judge, Conditions()).value
+        best = self.config.watch.keep_best
+        if best != "none" and all(values[best] < earlier[best] for earlier in self.known().values()):
+            self.save(self.run.prior / "best" / "model.safetensors")
+        return self.keep(step, values)
+
+    def _samples(self, kind: str, picture: str) -> Iterator[Tensor]:
+        """The same draws at every step."""
+        evaluation, num_classes = self.config.evaluation, self.config.prior.num_classes
+        pipe = Pipeline(self.tokenizer, self.trainer.prior.eval())
+        classes = balanced_classes(self.config.watch.samples, num_classes)
+        columns = min(num_classes, 10)
+        batches = pipe.sample(
+            classes, evaluation.samplings[kind], seed=self.config.seed + SEED_SHIFT, batch_size=evaluation.batch_size
+        )
+        for number, images in enumerate(batches):
+            if number == 0:
+                save_picture(images[: 8 * columns], columns, self.run.samples / "training" / picture)
+            yield images

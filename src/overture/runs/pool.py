@@ -1,0 +1,122 @@
+"""Worker processes for several runs at once: one core each where there are cores.
+
+Two processes of one thread are faster than one process of two threads on small models, so each run gets a process of
+its own, pinned to its share of the cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from overture.errors import OvertureError, UsageError
+from overture.runs.worker import Task
+from overture.training.progress import Interrupted, TerminalProgress, stop_requested
+
+__all__ = ["Pool", "available_cores"]
+
+
+def available_cores() -> list[int]:
+    """The processor numbers that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+class Pool:
+    """Performs tasks in worker processes, ``width`` at a time, and draws their progress."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        cores = available_cores()
+        share = max(1, len(cores) // width)
+        self.shares = [
+            [cores[n % len(cores)] for n in range(place * share, (place + 1) * share)] for place in range(width)
+        ]
+        self.events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        self.workers: dict[int, subprocess.Popen[str]] = {}
+        self.bars = [TerminalProgress(position=place) for place in range(width)]
+        self.labels = [""] * width
+        self.failure: dict[str, Any] | None = None
+
+    def run_all(self, tasks: Sequence[Task]) -> None:
+        """Do all tasks; the first failure stops the others politely and is raised."""
+        waiting = list(tasks)
+        told = False
+        while waiting or self.workers:
+            while waiting and len(self.workers) < self.width and not self.failure and not stop_requested():
+                self._start(waiting.pop(0))
+            if (self.failure or stop_requested()) and not told:
+                told = True
+                waiting.clear()
+                for worker in self.workers.values():
+                    worker.send_signal(signal.SIGTERM)
+            try:
+                place, event = self.events.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            self._show(place, event)
+        for bar in self.bars:
+            bar.finish()
+        if self.failure:
+            message = f"{self.failure['label']}: {self.failure['error']}"
+            kinds: dict[int, type[OvertureError]] = {2: UsageError, 130: Interrupted}
+            raise kinds.get(self.failure["status"], OvertureError)(message)
+        if stop_requested():
+            raise Interrupted("stopped; the same command goes on")
+
+    def _start(self, task: Task) -> None:
+        place = next(place for place in range(self.width) if place not in self.workers)
+        cores = self.shares[place]
+        log = Path(task.root) / "worker.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as errors:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "overture.runs.worker", task.to_json()],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(len(cores)), "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # Ctrl-C reaches us alone; we pass it on
+            )
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(worker.pid, cores)
+        self.workers[place], self.labels[place] = worker, task.label
+        self.bars[place].label = task.label
+        threading.Thread(target=self._listen, args=(place, worker, log), daemon=True).start()
+
+    def _listen(self, place: int, worker: subprocess.Popen[str], log: Path) -> None:
+        """Pass on a worker's events; the end of its output is the event ``None``."""
+        failed = False
+        for line in worker.stdout or ():
+            try:
+                event = json.loads(line)
+            except ValueError:  # some library prints there
+                continue
+            failed = failed or "error" in event
+            self.events.put((place, event))
+        if worker.wait() and not failed:
+            self.events.put((place, {"error": f"the process died; see {log}", "status": 1}))
+        self.events.put((place, None))
+
+    def _show(self, place: int, event: dict[str, Any] | None) -> None:
+        bar = self.bars[place]
+        if event is None:
+            bar.finish()
+            del self.workers[place]
+        elif "error" in event:
+            self.failure = self.failure or {**event, "label": self.labels[place]}
+        elif "start" in event:
+            bar.start(event["start"], event["total"], event["done"], event["unit"])
+        elif "advance" in event:
+            bar.advance(event["advance"], **event["shown"])
+        elif "say" in event:
+            bar.say(event["say"])

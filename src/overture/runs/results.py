@@ -1,0 +1,83 @@
+"""What was measured of a run: between the stage that measures, ``results.json``, and whoever reads it.
+
+A part is None until it is measured. Numbers stand in plain dictionaries, as they do in the file; the properties know
+where.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from overture.errors import OvertureError
+from overture.evaluation.conditions import Measurement
+
+__all__ = ["Results"]
+
+Part = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything in ``results.json``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time of each training stage."""
+    entropy: Part | None = None
+    """Of the training tokens (:meth:`~overture.analysis.entropy.ConditionalEntropy.to_dict`)."""
+    likelihood: Part | None = None
+    """Bits of training and held-out tokens: ``PART_vocabulary`` and ``PART_allowed``, per position and per image."""
+    reconstruction: Part | None = None
+    """Of held-out images (:meth:`~overture.evaluation.reconstruction.ReconstructionReport.to_dict`)."""
+    generation: dict[str, Part] | None = None
+    """``unguided`` and ``guided`` samples and real ``held_out`` images against the training images
+    (:meth:`~overture.evaluation.evaluation.Evaluation.to_dict`)."""
+    elbo: Part | None = None
+    """The negative ELBO of held-out images and its terms."""
+    shared_rows: Part | None = None
+    """Rows of samples that share their first segment (:mod:`overture.analysis.shared_rows`)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; parts that are not measured are left out."""
+        return {key: part for key, part in dataclasses.asdict(self).items() if part not in (None, {})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "results") -> Results:
+        """The inverse of :meth:`to_dict`; also reads what version 0.1.0 wrote."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        parts = {key: part for key, part in data.items() if key in known}
+        try:
+            if isinstance(parts.get("generation"), list):
+                parts = _from_old(parts)
+            results = cls(**parts)
+            for kind in results.generation or {}:
+                results.measurements(kind)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OvertureError(f"{where}: damaged ({error!r}); delete it to measure again") from error
+        return results
+
+    def measurements(self, kind: str) -> dict[str, Measurement]:
+        """Numbers by metric of ``unguided``, ``guided`` or ``held_out`` images; empty if there are none."""
+        found = (self.generation or {}).get(kind, {}).get("measurements", {})
+        return {name: Measurement.from_dict(entry) for name, entry in found.items()}
+
+    @property
+    def reconstruction_distance(self) -> Measurement | None:
+        """``rFID`` or ``rFD(network)``."""
+        distance = (self.reconstruction or {}).get("distance")
+        return Measurement.from_dict(distance) if distance else None
+
+
+def _from_old(parts: dict[str, Any]) -> dict[str, Any]:
+    """Results of version 0.1.0, where samples had a Fréchet distance alone, beside that of held-out images."""
+    generation = {}
+    for entry in parts["generation"]:
+        guided = entry["protocol"].get("guidance") not in (None, "none")
+        generation["guided" if guided else "unguided"] = {"measurements": {"fid": entry}, "skipped": {}}
+    reconstruction = dict(parts.get("reconstruction") or {})
+    real = reconstruction.pop("held_out_images_distance", None)
+    if real:
+        generation["held_out"] = {"measurements": {"fid": real}, "skipped": {}}
+    return {**parts, "generation": generation, "reconstruction": reconstruction or None}

@@ -1,0 +1,195 @@
+"""The joint prior of stage 1: the small prior whose cross-entropy trains a prologue ("Prologue", docs/prologue.md, section 6).
+
+Generator step: with the prior's weights frozen, the cross-entropy of the sequence reaches the encoder through the
+embeddings of soft-backward tokens (:meth:`Quantizer.embed`); all other tokens are constants to it. Discriminator step:
+the prior learns from the detached tokens of the same batch.
+
+Shapes: B images, L sequence positions, D channels, N rows of all positions of all images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overture.errors import UsageError
+from overture.layout import Layout
+from overture.losses.cross_entropy import projected_cross_entropy
+from overture.priors.model import Prior, PriorConfig
+from overture.processes import Processes
+from overture.tokenizers.tokenizer import Encoded, Tokenizer
+from overture.training.optim import OptimizerConfig
+from overture.training.step import Precision, Trainable, autocast
+
+__all__ = ["JointPrior", "JointPriorConfig"]
+
+
+@dataclass(frozen=True)
+class JointPriorConfig:
+    """A prior trained beside the tokenizer.
+
+    In the generator step ``encoder_weight`` weighs the cross-entropy of the segments that the decoder sees, and
+    ``prologue_weight`` that of the others and of the separators: the lower it is, the less a prologue is drawn to
+    saying the same of every image. With probability ``input_dropout`` per image,
+    all inputs after a separator are replaced by that separator (targets stay), so that they have to be predicted from
+    the segments before it. ``label_drop`` 1 makes the prior unconditional.
+    """
+
+    prior: PriorConfig = PriorConfig(dim=512, depth=7, heads=8, dropout=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.9, 0.99), weight_decay=0.03, warmup=20_000, flat=100_000
+    )
+    encoder_weight: float = 3.0
+    prologue_weight: float = 3.0
+    input_dropout: float = 0.5
+    label_drop: float = 1.0
+    ema_half_life: float = 2500.0
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_weight", "prologue_weight"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"joint prior: {name} is {getattr(self, name)}, needs >= 0")
+        for name in ("input_dropout", "label_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"joint prior: {name} is {getattr(self, name)}, needs a probability")
+
+    def build(self, layout: Layout, steps: int, processes: Processes, precision: Precision) -> JointPrior:
+        """Make the prior and its optimizer for ``steps`` discriminator steps."""
+        return JointPrior(self, layout, steps, processes, precision)
+
+
+class JointPrior:
+    """The prior in training, and the two kinds of step."""
+
+    def __init__(
+        self, config: JointPriorConfig, layout: Layout, steps: int, processes: Processes, precision: Precision
+    ) -> None:
+        self.config, self.layout, self.device, self.precision = config, layout, processes.device, precision
+        self.prior: Prior = config.prior.build(layout).to(self.device)
+        self.trained = Trainable(self.prior, config.optimizer, steps, processes, ema_half_life=config.ema_half_life)
+        self.prior.requires_grad_(False)  # frozen but for its own step
+        self.fillers = input_fillers(layout).to(self.device)
+
+    def encoder_loss(
+        self, tokenizer: Tokenizer, encoded: Encoded, classes: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor | None]:
+        """The cross-entropy as the encoder's loss: by segment, its weighted sum, and what its gradient reaches.
+
+        The prior's own backward pass is run here, down to its input embeddings, so that its activations are gone before
+        the decoder's come. Returned last are these embeddings and the gradient to hand on to them.
+        """
+        self.prior.eval()
+        with autocast(self.device, self.precision):
+            embeddings_BLD = self.embeddings(tokenizer, encoded, self.draw_dropped(len(encoded.ids)))
+            leaf_BLD = embeddings_BLD.detach().requires_grad_(embeddings_BLD.requires_grad)
+            weights = self.weights(tokenizer)
+            terms, loss = self.loss(leaf_BLD, self.layout.to_sequence(encoded.ids), classes, weights)
+        if loss.requires_grad:
+            loss.backward()
+        return terms, loss.detach(), embeddings_BLD, leaf_BLD.grad
+
+    def weights(self, tokenizer: Tokenizer) -> dict[str, float]:
+        """How much each term counts in the generator's loss."""
+        decoded = {f"ce_{segment.name}" for segment in tokenizer.config.segments if segment.decoded}
+        weights = {True: self.config.encoder_weight, False: self.config.prologue_weight}
+        return {name: weights[name in decoded] for name in position_terms(self.layout)}
+
+    def embeddings(self, tokenizer: Tokenizer, encoded: Encoded, dropped_B: Tensor) -> Tensor:
+        """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""
+        table_VD = self.prior.token_embedding.weight
+        sequence_BL = self.layout.to_sequence(encoded.ids)
+        parts, start = [], 0
+        for segment, offset in zip(self.layout.segments, self.layout.offsets, strict=True):
+            rows_KD = table_VD[offset : offset + segment.codebook_size]
+            quantizer = tokenizer.quantizers[segment.name]
+            ids = encoded.quantized[segment.name].ids
+            parts.append(quantizer.embed(encoded.features[segment.name], ids, rows_KD))  # type: ignore[operator]
+            start += len(segment)
+            if segment.separator:
+                parts.append(F.embedding(sequence_BL[:, start : start + 1], table_VD))
+                start += 1
+        filler_LD = F.embedding(self.fillers.clamp(min=0), table_VD)
+        replaced_BL = dropped_B[:, None] & (self.fillers >= 0)
+        return torch.where(replaced_BL[..., None], filler_LD, torch.cat(parts, dim=1))
+
+    def loss(
+        self, embeddings_BLD: Tensor, sequence_BL: Tensor, classes: Tensor, weights: dict[str, float]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Cross-entropy by segment (values), and its sum under ``weights``, from input embeddings of all positions.
+
+        The last position is not an input. There is no table of all logits.
+        """
+        hidden_BLD = self.prior.hidden(embeddings_BLD[:, :-1], classes)
+        shares = [weights[name] / sequence_BL.numel() for name in position_terms(self.layout)]
+        share_N = torch.tensor(shares * len(sequence_BL), device=hidden_BLD.device)
+        loss, losses_N = projected_cross_entropy(
+            hidden_BLD.flatten(0, 1), self.prior.head.projection.weight, sequence_BL.flatten(), share_N
+        )
+        return sum_by_term(losses_N.view_as(sequence_BL), self.layout), loss
+
+    def draw_dropped(self, batch: int) -> Tensor:
+        """Which images of the batch lose their inputs after a separator."""
+        return torch.rand(batch, device=self.device) < self.config.input_dropout
+
+    def draw_classes(self, labels: Tensor) -> Tensor:
+        """Labels, or "unconditional" with probability ``label_drop``."""
+        kept = torch.rand(len(labels), device=labels.device) >= self.config.label_drop
+        return torch.where(kept, labels, self.prior.unconditional)
+
+    def train_step(self, ids: Tensor, classes: Tensor, step: int) -> dict[str, Tensor]:
+        """The prior takes one step on detached local ids ``[B, T]``."""
+        self.prior.train().requires_grad_(True)
+        sequence_BL = self.layout.to_sequence(ids)
+        replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
+        inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
+        everything = dict.fromkeys(position_terms(self.layout), 1.0)
+        with autocast(self.device, self.precision):
+            _, loss = self.loss(self.prior.token_embedding(inputs_BL), sequence_BL, classes, everything)
+        loss.backward()
+        self.trained.optimizer_step(step)
+        self.prior.requires_grad_(False)
+        return {"joint_prior": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return self.trained.state_dict("prior")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.trained.load_state_dict(state, "prior")
+
+
+def sum_by_term(losses_BL: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """``ce_NAME`` of each segment (and ``ce_separator``): sums over its positions, mean over images, divided by L.
+
+    Together they are the mean cross-entropy per position, in nats.
+    """
+    by_position_L = losses_BL.mean(dim=0) / layout.sequence_length
+    terms: dict[str, Tensor] = {}
+    for name, loss in zip(position_terms(layout), by_position_L, strict=True):
+        terms[name] = terms[name] + loss if name in terms else loss
+    return terms
+
+
+def position_terms(layout: Layout) -> list[str]:
+    """The term that each position belongs to."""
+    return [
+        "ce_separator" if position.is_separator else f"ce_{layout.names[position.segment]}"
+        for position in layout.positions
+    ]
+
+
+def input_fillers(layout: Layout) -> Tensor:
+    """What input dropout puts at each position ``[L]``: the separator before it, or -1 where nothing is replaced."""
+    fillers, current = [], -1
+    for position in layout.positions:
+        if position.is_separator:
+            fillers.append(-1)
+            current = position.low
+        else:
+            fillers.append(current)
+    return torch.tensor(fillers)

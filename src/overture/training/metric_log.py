@@ -1,0 +1,28 @@
+"""``metrics.jsonl``: one line per logged step, cut back on resume so that it reads as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from overture.files import append_line, read_json_lines, replacing
+
+__all__ = ["MetricLog"]
+
+
+class MetricLog:
+    """Appends ``{"stage": .., "step": .., name: value, ..}`` lines for one stage that goes on from ``start_step``."""
+
+    def __init__(self, path: Path, stage: str, start_step: int = 0) -> None:
+        self.path, self.stage = path, stage
+        if path.exists():
+            kept = [r for r in read_json_lines(path) if r["stage"] != stage or r["step"] <= start_step]
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line; non-finite values are left out (JSON has no word for them)."""
+        finite = {name: round(float(value), 6) for name, value in values.items() if math.isfinite(value)}
+        append_line(self.path, {"stage": self.stage, "step": step, **finite})

@@ -1,0 +1,155 @@
+"""Stage 3: the prior, by next-token prediction on token files (docs/prologue.md, section 8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overture.config import to_dict
+from overture.data.order import some_of
+from overture.data.token_files import TokenBatch, TokenFile
+from overture.errors import UsageError
+from overture.layout import Layout
+from overture.model_files import save_model
+from overture.nn.transformer import Recompute, set_recompute
+from overture.priors.likelihood import measure_likelihood
+from overture.priors.model import PriorConfig
+from overture.processes import Processes
+from overture.training.loop import Measure
+from overture.training.optim import OptimizerConfig
+from overture.training.step import NonFiniteLosses, Precision, Trainable, autocast
+
+__all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
+
+
+@dataclass(frozen=True)
+class PriorTrainingConfig:
+    """How a prior is trained.
+
+    ``loss`` runs over the whole ``vocabulary`` (both papers' setting), or only over the ids that the layout
+    ``allowed`` at a position. Every ``evaluate_every`` steps the loss in bits per image is measured on
+    ``evaluate_rows`` training and held-out rows.
+    """
+
+    steps: int = 1_000_000
+    batch_size: int = 512
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=4e-4,
+        learning_rate_min=1e-5,
+        betas=(0.9, 0.96),
+        weight_decay=0.03,
+        warmup=62_500,
+        flat=0,
+        clip=1.0,
+    )
+    label_drop: float = 0.1
+    loss: Literal["vocabulary", "allowed"] = "vocabulary"
+    ema_half_life: float = 2500.0
+    precision: Precision = "bfloat16"
+    compile: bool = False
+    recompute: Recompute = "nothing"
+    """What transformer blocks compute again in the backward pass instead of keeping it; no number changes."""
+    log_every: int = 25
+    evaluate_every: int = 5000
+    evaluate_rows: int = 2000
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_rows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"prior training: {name} is {getattr(self, name)}, needs >= 1")
+        if not 0 <= self.label_drop <= 1:
+            raise UsageError(f"prior training: label_drop is {self.label_drop}, needs a probability")
+
+
+class PriorTrainer:
+    """The prior in training; ``state_dict`` holds everything an exact resume needs."""
+
+    stage = "prior"
+    shown: tuple[str, ...] = ("bits_per_image",)
+
+    def __init__(
+        self, config: PriorConfig, training: PriorTrainingConfig, layout: Layout, *, seed: int, processes: Processes
+    ) -> None:
+        self.config, self.training, self.seed, self.processes = config, training, seed, processes
+        processes.seed(seed, "prior weights", 0)
+        self.prior = config.build(layout).to(processes.device)
+        self.trained = Trainable(
+            self.prior, training.optimizer, training.steps, processes, ema_half_life=training.ema_half_life
+        )
+        set_recompute(self.prior, training.recompute)
+        self.forward = torch.compile(self.prior) if training.compile else self.prior
+        self.allowed_LV = allowed_ids(layout).to(processes.device) if training.loss == "allowed" else None
+        self.step, self.losses = 0, NonFiniteLosses(self.stage)
+
+    def train_batch(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """One step on local ids ``[B, T]`` and labels ``[B]``."""
+        training, device = self.training, self.processes.device
+        self.processes.seed(self.seed, "prior", self.step)
+        self.prior.train()
+        sequence_BL = self.prior.layout.to_sequence(batch.ids.to(device, non_blocking=True))
+        classes_B = batch.labels.to(device).clone()
+        classes_B[torch.rand(len(classes_B), device=device) < training.label_drop] = self.prior.unconditional
+        with autocast(device, training.precision):
+            logits_BLV = self.forward(sequence_BL, classes_B)
+        if self.allowed_LV is not None:
+            logits_BLV = logits_BLV.masked_fill(~self.allowed_LV, -torch.inf)
+        loss = F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
+        loss.backward()
+        self.trained.optimizer_step(self.step)
+        self.step += 1
+        return {"bits_per_image": loss.detach() * sequence_BL.shape[1] / math.log(2)}
+
+    def logged(self, values: dict[str, float]) -> dict[str, float]:
+        """The loss in bits per image, and the learning rate."""
+        return {**values, "learning_rate": self.trained.schedule.learning_rate(self.step - 1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {"step": self.step, **self.trained.state_dict("prior")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.step = state["step"]
+        self.trained.load_state_dict(state, "prior")
+
+    def save(self, path: Path, metadata: dict[str, Any]) -> str:
+        """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
+        return save_prior(path, self.trained, {"step": self.step, **metadata})
+
+
+def save_prior(path: Path, trained: Trainable, metadata: dict[str, Any]) -> str:
+    """Write a trained prior's ``model.safetensors``; returns its hash."""
+    prior: Any = trained.module
+    about = {"config": to_dict(prior.config), "layout": prior.layout.to_dict(), **metadata}
+    return save_model(path, "prior", trained.weights(), about)
+
+
+def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure:
+    """Every ``evaluate_every`` steps: bits per image on some rows of each token file (their central crops)."""
+    training = trainer.training
+    rows = {name: some_of(file.rows, training.evaluate_rows) for name, file in files.items()}
+
+    def measure(step: int) -> dict[str, float]:
+        if step % training.evaluate_every and step != training.steps:
+            return {}
+        return {
+            f"{name}_bits_per_image": float(
+                measure_likelihood(trainer.prior, *file.tensors(rows[name])).vocabulary.sum()
+            )
+            for name, file in files.items()
+        }
+
+    return measure
+
+
+def allowed_ids(layout: Layout) -> Tensor:
+    """Which ids each sequence position may hold: ``[L, V]`` bool."""
+    ids = torch.arange(layout.vocabulary_size)
+    return torch.stack([(ids >= position.low) & (ids < position.high) for position in layout.positions])

@@ -1,0 +1,185 @@
+"""Measuring while training: it changes nothing, keeps the best, and a failure loses nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import overture.runs.monitor as monitor_module
+from overture.errors import OvertureError, UsageError
+from overture.model_files import read_metadata
+from overture.pipeline import load_prior
+from overture.priors.sampling import Sampling
+from overture.processes import Processes
+from overture.recipes import recipe_configs
+from overture.runs.config import RunConfig, WatchConfig
+from overture.runs.directory import RunDirectory
+from overture.runs.evaluate_run import check_evaluation, write_samples
+from overture.runs.monitor import PriorMonitor, _Monitor
+from overture.runs.stages import execute
+from overture.training.progress import SilentProgress
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+WATCH = WatchConfig(tokenizer_every=6, prior_every=6, images=30, samples=20, keep_best="gfd")
+
+
+def config(watch: WatchConfig) -> RunConfig:
+    tiny = recipe_configs("quickstart", tiny=True)[1]
+    training = replace(tiny.tokenizer_training, steps=14, log_every=5)
+    optimizer = replace(training.optimizer, warmup=2, flat=2)
+    classifier = replace(tiny.judge.training, steps=10)
+    return replace(
+        tiny,
+        judge=replace(tiny.judge, training=classifier),
+        perceptual_network=replace(tiny.perceptual_network, training=classifier),
+        tokenizer_training=replace(
+            training,
+            optimizer=optimizer,
+            discriminator_optimizer=optimizer,
+            adversarial=replace(training.adversarial, start=4),
+        ),
+        prior_training=replace(tiny.prior_training, steps=14, log_every=5, evaluate_every=10),
+        evaluation=replace(tiny.evaluation, samples=40, batch_size=10, guidance="1.5"),
+        watch=watch,
+    )
+
+
+def train(root: Path, watch: WatchConfig) -> tuple[str, str]:
+    """Weights hashes of the tokenizer and the prior."""
+    torch.set_num_threads(1)
+    run = RunDirectory(root)
+    execute(config(watch), run, SilentProgress(), Processes(), until="prior")
+    return tuple(  # type: ignore[return-value]
+        read_metadata(path, kind)["weights_hash"]
+        for path, kind in ((run.tokenizer_model, "tokenizer"), (run.prior_model, "prior"))
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[Path, tuple[str, str]]:
+    root = tmp_path_factory.mktemp("measured")
+    return root, train(root, WATCH)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_measuring_changes_no_bit(measured, tmp_path) -> None:
+    assert train(tmp_path, WatchConfig()) == measured[1]
+    assert not (tmp_path / "watch-prior.jsonl").exists()
+
+
+def test_what_is_measured_is_logged_and_the_best_kept(measured) -> None:
+    root, _ = measured
+    entries = lines(root / "watch-prior.jsonl")
+    assert [entry["step"] for entry in entries] == [6, 12]
+    assert {"gfd", "gfd_guided"} == set(entries[0]["values"])
+    logged = {entry["step"]: entry for entry in lines(root / "metrics.jsonl") if "gfd" in entry}
+    for entry in entries:
+        assert logged[entry["step"]]["gfd"] == round(entry["values"]["gfd"], 6)
+        assert (root / "samples" / "training" / f"gfd-{entry['step']:08d}.png").is_file()
+    best = min(entries, key=lambda entry: entry["values"]["gfd"])
+    kept = root / "prior" / "best" / "model.safetensors"
+    assert read_metadata(kept, "prior")["step"] == best["step"]
+    assert load_prior(kept).layout == load_prior(root).layout
+    tokenizer = lines(root / "watch-tokenizer.jsonl")
+    assert [entry["step"] for entry in tokenizer] == [6, 12]
+    assert {"rfd", "psnr", "ssim", "entropy_bits", "entropy_cliff", "used_visual"} == set(tokenizer[0]["values"])
+
+
+def test_a_failure_stops_with_its_reason_and_loses_nothing(measured, tmp_path, monkeypatch) -> None:
+    measure, calls = monitor_module.frechet_measurement, []
+
+    def failing(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 3:  # the first one at step 12
+            raise RuntimeError("the evaluator died")
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr(monitor_module, "frechet_measurement", failing)
+    with pytest.raises(OvertureError, match=r"step 12 of stage prior failed \(the evaluator died\)"):
+        train(tmp_path, WATCH)
+    assert [entry["step"] for entry in lines(tmp_path / "watch-prior.jsonl")] == [6]
+    assert train(tmp_path, WATCH) == measured[1]
+    assert lines(tmp_path / "watch-prior.jsonl") == lines(measured[0] / "watch-prior.jsonl")
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match="needs prior_every"):
+        WatchConfig(keep_best="gfd")
+    with pytest.raises(UsageError, match="samples is 1"):
+        WatchConfig(samples=1)
+
+
+def test_guided_samples_cannot_be_best_without_guidance() -> None:
+    wanted = config(replace(WATCH, keep_best="gfd_guided"))
+    check_evaluation(wanted)
+    with pytest.raises(UsageError, match="keep_best is gfd_guided"):
+        check_evaluation(replace(wanted, evaluation=replace(wanted.evaluation, guidance="1.0")))
+
+
+def test_an_interrupted_line_is_measured_again_and_damage_is_refused(tmp_path) -> None:
+    monitor = _Monitor(RunDirectory(tmp_path), "prior", every=5)
+    monitor.keep(5, {"gfd": 1.5})
+    monitor.keep(10, {"gfd": 1.0})
+    whole = monitor.path.read_text()
+    monitor.path.write_text(whole[:-4])
+    assert monitor.known() == {5: {"gfd": 1.5}}
+    assert monitor.due(10)
+    monitor.keep(10, {"gfd": 1.0})
+    assert monitor.path.read_text() == whole
+    monitor.path.write_text(whole[3:])
+    with pytest.raises(OvertureError, match=r"watch-prior\.jsonl: damaged"):
+        monitor.known()
+    monitor.path.write_text('{"step": 5}\n')
+    with pytest.raises(OvertureError, match=r"watch-prior\.jsonl: damaged"):
+        monitor.known()
+
+
+def test_a_measurement_is_due_once(tmp_path) -> None:
+    monitor = _Monitor(RunDirectory(tmp_path), "prior", every=5)
+    assert [step for step in range(16) if monitor.due(step)] == [5, 10, 15]
+    monitor.keep(10, {"gfd": 1.0})
+    assert [step for step in range(16) if monitor.due(step)] == [5, 15]
+    assert not any(_Monitor(RunDirectory(tmp_path), "prior", every=0).due(step) for step in range(16))
+
+
+def test_samples_to_choose_by_are_not_those_of_the_results(tmp_path, monkeypatch) -> None:
+    calls: list[tuple[int, int, Sampling]] = []
+
+    class Pipe:
+        def __init__(self, *models: object) -> None:
+            pass
+
+        def sample(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, batch_size: int):
+            calls.append((seed, len(classes), sampling))
+            for part in classes.split(batch_size):
+                yield torch.zeros(len(part), 1, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(monitor_module, "Pipeline", Pipe)
+    shared = config(WATCH)
+    run = RunDirectory(tmp_path)
+    trainer = SimpleNamespace(prior=torch.nn.Identity())
+    monitor = SimpleNamespace(config=shared, run=run, tokenizer=None, trainer=trainer)
+    for step in (6, 12):
+        for kind in ("unguided", "guided"):
+            batches = list(PriorMonitor._samples(monitor, kind, f"{kind}-{step}.png"))  # type: ignore[arg-type]
+            assert sum(map(len, batches)) == 20
+            assert (run.samples / "training" / f"{kind}-{step}.png").is_file()
+    assert calls[:2] == calls[2:]
+    assert [sampling for *_, sampling in calls[:2]] == [shared.evaluation.unguided, shared.evaluation.guided]
+    chosen_by = {seed for seed, *_ in calls}
+    calls.clear()
+    for kind, sampling in shared.evaluation.samplings.items():
+        write_samples(shared, run, Pipe(), sampling, kind, SilentProgress())  # type: ignore[arg-type]
+    assert [(count, sampling) for _, count, sampling in calls] == [
+        (40, shared.evaluation.unguided), (40, shared.evaluation.guided),
+    ]  # fmt: skip
+    assert not chosen_by & {seed for seed, *_ in calls}

@@ -1,0 +1,150 @@
+"""Keeping some tokens and resampling the rest; and rows of samples that share their first segment."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overture.analysis.shared_rows import row_distances, study
+from overture.errors import UsageError
+from overture.layout import Layout, Segment
+from overture.nn.transformer import TransformerConfig
+from overture.pipeline import Pipeline
+from overture.priors import Prior, PriorConfig, Sampling
+from overture.priors.sampler import generate, keep_segments
+from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
+
+LAYOUT = Layout((Segment("prologue", (6, 6, 6), separator=True), Segment("visual", (4, 8, 8, 8))))
+
+
+def make_prior() -> Prior:
+    torch.manual_seed(0)
+    prior = PriorConfig(16, 2, 2, 2.0, 4, num_classes=3, dropout=0.0).build(LAYOUT).eval()
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return prior
+
+
+PRIOR = make_prior()
+GREEDY = Sampling(top_k=1)
+IDS = torch.tensor([[5, 0, 3, 1, 7, 2, 6], [1, 2, 4, 3, 0, 5, 5]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(prologue=st.sets(st.integers(0, 2)), visual=st.sets(st.integers(0, 3)), seed=st.integers(0, 100))
+def test_any_subset_is_kept_and_the_rest_respects_the_layout(prologue: set[int], visual: set[int], seed: int) -> None:
+    fixed = keep_segments(LAYOUT, IDS, {"prologue": sorted(prologue), "visual": sorted(visual)})
+    assert int((fixed >= 0).sum()) == 2 * (len(prologue) + len(visual))
+    sequence = generate(PRIOR, [0, 1], Sampling.parse(1.5), seed=seed, fixed=fixed)
+    assert torch.equal(sequence[fixed >= 0], fixed[fixed >= 0])
+    local = LAYOUT.from_sequence(sequence)
+    LAYOUT.check(local)
+    assert torch.equal(local[:, sorted(prologue)], IDS[:, sorted(prologue)])
+
+
+def test_keeping_the_prologue_is_continuing_it() -> None:
+    fixed = keep_segments(LAYOUT, IDS, {"prologue": True})
+    prefix = LAYOUT.to_sequence(IDS)[:, :3]
+    samples = [generate(PRIOR, [0, 1], seed=1, **kept) for kept in ({"fixed": fixed}, {"prefix": prefix})]
+    assert torch.equal(*samples)
+
+
+def test_kept_tokens_are_conditioned_on() -> None:
+    """Greedy sampling around kept tokens is the argmax of the full forward on the final sequence."""
+    fixed = keep_segments(LAYOUT, IDS, {"prologue": [1], "visual": [2]})
+    sequence = generate(PRIOR, [0, 2], GREEDY, fixed=fixed)
+    logits = PRIOR(sequence, torch.tensor([0, 2]))
+    for step, position in enumerate(LAYOUT.positions):
+        if (fixed[:, step] < 0).all():
+            best = logits[:, step, position.low : position.high].argmax(-1) + position.low
+            assert torch.equal(best, sequence[:, step])
+
+
+def test_rows_may_keep_different_positions() -> None:
+    fixed = torch.full((2, LAYOUT.sequence_length), -1)
+    fixed[0, 0] = LAYOUT.positions[0].low + 5
+    sequence = generate(PRIOR, [0, 0], GREEDY, fixed=fixed)
+    free = generate(PRIOR, [0, 0], GREEDY)
+    assert sequence[0, 0] == fixed[0, 0]
+    assert torch.equal(sequence[1], free[1])
+
+
+def test_errors() -> None:
+    with pytest.raises(UsageError, match="has no position 3"):
+        keep_segments(LAYOUT, IDS, {"prologue": [3]})
+    with pytest.raises(UsageError, match="no segment 'prelude'"):
+        keep_segments(LAYOUT, IDS, {"prelude": True})
+    wrong = torch.full((2, LAYOUT.sequence_length), -1)
+    wrong[0, 2] = 0
+    with pytest.raises(UsageError, match="fixed: position 2 holds an id outside"):
+        generate(PRIOR, [0, 1], fixed=wrong)
+
+
+# -- the study --------------------------------------------------------------------------------------------------------
+
+
+def make_pipe() -> Pipeline:
+    torch.manual_seed(0)
+    size = TransformerConfig(dim=16, depth=1, heads=2, condition_dim=4)
+    segments = (
+        SegmentConfig("prologue", "queries", 3, CodebookConfig("uniform", k_max=6), separator=True),
+        SegmentConfig("visual", "patches", 0, CodebookConfig("uniform", k_max=8)),
+    )
+    tokenizer = TokenizerConfig(8, 1, 4, num_classes=3, encoder=size, decoder=size, segments=segments).build().eval()
+    prior = PriorConfig(16, 2, 2, 2.0, 4, num_classes=3, dropout=0.0).build(tokenizer.layout).eval()
+    for parameter in [*prior.parameters(), *tokenizer.decoder.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Pipeline(tokenizer, prior)
+
+
+class Pixels:
+    """Pixels as features."""
+
+    name, weights_hash = "pixels", "0" * 64
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float()
+
+
+def test_shared_rows_share_the_first_segment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, judge, sampling = make_pipe(), Pixels(), Sampling.parse(1.5, 0.9)
+    decoded: list[torch.Tensor] = []
+    decode = pipe.tokenizer.decode_valid
+    monkeypatch.setattr(pipe.tokenizer, "decode_valid", lambda ids: (decoded.append(ids), decode(ids))[1])
+    found = study(pipe, judge, sampling, kinds=10, rows=3, columns=4, seed=5)  # type: ignore[arg-type]
+    ids = torch.cat(decoded).unflatten(0, (2, 9, 4))  # independent, shared; rows; columns
+    classes = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])  # no more kinds than classes
+    source = torch.cat(list(pipe.sample_ids(classes, sampling, seed=5)))
+    assert torch.equal(ids[1, :, :, :3], source[:, None, :3].expand(-1, 4, -1))
+    rest = ids[1, :, :, 3:]
+    assert all(len(row.unique(dim=0)) > 1 for row in rest)
+    assert not (rest == source[:, None, 3:]).all(dim=-1).any()  # other draws than those of the kept segments
+    assert any(len(row.unique(dim=0)) > 1 for row in ids[0, :, :, :3])
+    assert found.images.shape == (9, 8, 1, 8, 8)
+    shared, independent = found.images.split(4, dim=1)
+    assert torch.equal(independent.flatten(0, 1), pipe(classes.repeat_interleave(4), sampling, seed=5))
+    assert found.shared == row_distances(shared, classes, judge)  # type: ignore[arg-type]
+    assert found.independent == row_distances(independent, classes, judge)  # type: ignore[arg-type]
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (record["segment"], record["rows"], record["columns"], record["seed"]) == ("prologue", 9, 4, 5)
+    assert (record["guidance"], record["temperature"], record["network"]) == ("constant 1.5", "0.9", "pixels")
+    again = study(pipe, judge, sampling, kinds=10, rows=3, columns=4, seed=5)  # type: ignore[arg-type]
+    assert torch.equal(again.images, found.images)
+
+
+class Mixed(Pixels):
+    """Sums of pixels with weights that are no whole numbers."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return super().__call__(images) @ torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("columns", [3, 8])
+def test_greedy_rows_have_no_ratio(columns: int) -> None:
+    """All images of a class are one, so there is nothing to divide by, however many they are."""
+    found = study(make_pipe(), Mixed(), GREEDY, kinds=3, rows=4, columns=columns)  # type: ignore[arg-type]
+    assert found.shared["ratio"] is found.independent["ratio"] is None

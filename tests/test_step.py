@@ -1,0 +1,607 @@
+"""One step of an optimizer, the generator's step with its early backward passes, and the loop around the steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overture.errors import OvertureError
+from overture.files import read_json_lines
+from overture.losses.adversarial import AdversarialConfig
+from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual
+from overture.losses.pixel import ReconstructionConfig
+from overture.nn.classifier import ClassifierConfig
+from overture.processes import Processes
+from overture.recipes import recipe_configs
+from overture.runs.config import RunConfig
+from overture.training.checkpoint import latest_step
+from overture.training.joint_prior import JointPrior
+from overture.training.loop import Checkpointer, train
+from overture.training.optim import OptimizerConfig
+from overture.training.progress import Interrupted, SilentProgress
+from overture.training.step import NonFiniteLosses, Precision, Trainable
+from overture.training.train_tokenizer import TokenizerTrainer
+from test_joint import encoder_terms
+from test_training import equal_states
+
+CONFIG = OptimizerConfig(1e-2, 1e-3, betas=(0.9, 0.99), weight_decay=0.1, warmup=2, flat=1)
+HALF_LIFE = 3.0
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
+
+
+# -- one step -----------------------------------------------------------------------------------------------------------
+
+
+def gradients(rank: int, step: int) -> list[Tensor]:
+    """Gradients of :func:`network` on a process; some are NaN or infinite, on one process alone or on both."""
+    generator = torch.Generator().manual_seed(100 * rank + step)
+    found = [torch.randn(parameter.shape, generator=generator) for parameter in network().parameters()]
+    if step == 1:
+        found[0][0, 0] = math.nan if rank == 1 else 1.0
+        found[1][2] = math.inf
+        found[2][3, 3] = -math.inf if rank == 0 else 5.0
+    return found
+
+
+def steps_taken(processes: Processes, clip: float) -> dict[str, dict[str, Tensor]]:
+    """Weights after four steps of :class:`Trainable`."""
+    model = network()
+    trainable = Trainable(model, replace(CONFIG, clip=clip), 10, processes, ema_half_life=HALF_LIFE)
+    for step in range(4):
+        for parameter, gradient in zip(model.parameters(), gradients(processes.rank, step), strict=True):
+            parameter.grad = gradient
+        trainable.optimizer_step(step)
+        assert all(parameter.grad is None for parameter in model.parameters())
+    return {role: dict(weights) for role, weights in trainable.weights().items()}
+
+
+def steps_by_hand(ranks: int, clip: float) -> dict[str, dict[str, Tensor]]:
+    """The same in float64: mean over processes, finite, clipped, AdamW, average of the weights."""
+    model = network()
+    names = [name for name, _ in model.named_parameters()]
+    weights = [parameter.detach().double() for parameter in model.parameters()]
+    averages = [weight.clone() for weight in weights]
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    for step, rate in enumerate([5e-3, 1e-2, 1e-2, 1e-2 - 9e-3 / 7]):  # two steps up, one flat, seven down to 1e-3
+        found = [sum(parts) / ranks for parts in zip(*(gradients(rank, step) for rank in range(ranks)), strict=True)]
+        found = [torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5).double() for gradient in found]
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in found))
+        scale = clip / norm if clip and norm > clip else 1.0
+        for place, gradient in enumerate(found):
+            weight, gradient = weights[place], gradient * scale
+            first[place] = 0.9 * first[place] + 0.1 * gradient
+            second[place] = 0.99 * second[place] + 0.01 * gradient.square()
+            if weight.ndim == 2:  # biases do not decay
+                weight *= 1 - 0.1 * rate
+            mean = first[place] / (1 - 0.9 ** (step + 1))
+            deviation = (second[place] / (1 - 0.99 ** (step + 1))).sqrt()
+            weight -= rate * mean / (deviation + 1e-8)
+            kept = 0.5 ** (1 / HALF_LIFE)
+            averages[place] = kept * averages[place] + (1 - kept) * weight
+    return {"raw": dict(zip(names, weights, strict=True)), "ema": dict(zip(names, averages, strict=True))}
+
+
+def assert_equal_weights(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> None:
+    assert list(found) == ["raw", "ema"]
+    for role, weights in expected.items():
+        assert found[role].keys() == weights.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[role][name].double(), weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+def test_a_step_is_adamw_by_hand(clip: float) -> None:
+    assert_equal_weights(steps_taken(Processes(), clip), steps_by_hand(1, clip))
+
+
+def _process(rank: int, folder: Path) -> None:
+    """What the tests with two processes need, done by one of them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    processes = Processes(rank, 2)
+    torch.save({clip: steps_taken(processes, clip) for clip in (0.0, 0.5)}, folder / f"{rank}.pt")
+    (folder / f"{rank}.txt").write_text(save_after_a_bad_loss(processes, folder / "states"))
+    processes.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of their results."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(_process, (folder,), nprocs=2)
+    return folder
+
+
+def test_a_step_of_two_processes_is_that_of_their_mean_gradient(two_processes: Path) -> None:
+    found = [torch.load(two_processes / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert equal_states(found[0], found[1])
+    for clip in (0.0, 0.5):
+        assert_equal_weights(found[0][clip], steps_by_hand(2, clip))
+
+
+def test_parameters_that_are_not_trained_stay_where_they_are() -> None:
+    model = network()
+    trained = dict(model.named_parameters())
+    left_out = trained.pop("0.weight")
+    trainable = Trainable(model, CONFIG, 10, Processes(), parameters=trained.items())
+    assert trainable.ema is None
+    assert list(trainable.weights()) == ["raw"]
+    model[2].weight.requires_grad_(False)  # frozen for a step, as a joint prior is
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    left_out.requires_grad_(False)
+    model(torch.ones(3, 4)).square().mean().backward()
+    trainable.optimizer_step(2)
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == {"0.weight", "2.weight"}
+
+
+def test_a_state_goes_on_as_if_it_had_never_been_saved() -> None:
+    def step(trainable: Trainable, number: int) -> None:
+        trainable.module(torch.full((3, 4), 0.5 + number)).square().mean().backward()
+        trainable.optimizer_step(number)
+
+    one, other = (Trainable(network(), CONFIG, 10, Processes(), ema_half_life=HALF_LIFE) for _ in range(2))
+    for number in range(3):
+        step(one, number)
+    state = copy.deepcopy(one.state_dict("model", "how", "mean"))
+    assert set(state) == {"model", "how", "mean"}
+    other.load_state_dict(state, "model", "how", "mean")
+    for trainable in (one, other):
+        step(trainable, 3)
+    assert equal_states(one.state_dict("model"), other.state_dict("model"))
+
+
+# -- the generator's step -----------------------------------------------------------------------------------------------
+
+
+class Weights:
+    """Weights of the losses, no two of them alike."""
+
+    quantizer, perceptual, adversarial, l1, l2, decoded, prologue = 0.8, 0.9, 0.7, 1.1, 0.3, 2.0, 0.5
+
+
+ARRANGEMENTS = {"prologue": "prologue-fashion-mnist", "post": "prologue-post-fashion-mnist"}
+
+
+def generator_config(name: str, precision: Precision = "float32") -> RunConfig:
+    """A tiny Prologue with a joint prior, a perceptual loss of the domain and an adversarial loss."""
+    config = recipe_configs(ARRANGEMENTS[name], tiny=True)[-1].resolve(10)
+    joint = config.tokenizer_training.joint
+    assert joint is not None
+    training = replace(
+        config.tokenizer_training,
+        precision=precision,
+        quantizer_weight=Weights.quantizer,
+        reconstruction=ReconstructionConfig(Weights.l1, Weights.l2),
+        perceptual=DomainConfig(),
+        perceptual_weight=Weights.perceptual,
+        adversarial=AdversarialConfig(Weights.adversarial, channels=4, layers=2),
+        joint=replace(joint, encoder_weight=Weights.decoded, prologue_weight=Weights.prologue),
+    )
+    return replace(config, tokenizer_training=training)
+
+
+def generator_trainer(config: RunConfig) -> TokenizerTrainer:
+    """Its trainer, with weights that are large enough for every part to matter."""
+    torch.manual_seed(0)
+    domain = ClassifierConfig(channels=1, image_size=28, width=4).build()
+    trainer = TokenizerTrainer(
+        config.tokenizer, config.tokenizer_training, seed=0, processes=Processes(), perceptual_network=domain
+    )
+    assert trainer.joint is not None
+    with torch.no_grad():
+        for module in (trainer.tokenizer, trainer.joint.prior, trainer.adversarial):
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return trainer
+
+
+IMAGES = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(1)) * 2 - 1
+CLASSES = torch.tensor([0, 10, 3, 10, 10, 9])
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def early_gradients(trainer: TokenizerTrainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the generator's step hands to its optimizer, and the losses that it tells."""
+    found: dict[str, Tensor] = {}
+
+    def keep(step: int) -> None:
+        found.update(gradients_of(trainer.tokenizer))
+        trainer.tokenizer.zero_grad()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.generator, "optimizer_step", keep)
+        terms, _, _ = trainer.generator_step(IMAGES, CLASSES)
+    return found, terms
+
+
+def plain_gradients(trainer: TokenizerTrainer, **left_out: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One backward pass of the whole weighted loss; losses can be given another weight."""
+    tokenizer, joint = trainer.tokenizer, trainer.joint
+    assert joint is not None
+    assert trainer.perceptual is not None
+    encoded = tokenizer.encode_for_training(IMAGES)
+    shown = tokenizer.reconstruct(encoded)
+    logits = trainer.adversarial.discriminator(shown)
+    terms = {
+        "quantizer": encoded.quantizer_loss,
+        **encoder_terms(joint, tokenizer, encoded, CLASSES),
+        "l1": (shown - IMAGES).abs().mean(),
+        "l2": (shown - IMAGES).square().mean(),
+        "perceptual": trainer.perceptual(shown, IMAGES),
+        "adversarial": F.softplus(-logits).mean(),
+    }
+    weights = {
+        "quantizer": Weights.quantizer, "ce_prologue": Weights.prologue, "ce_separator": Weights.prologue,
+        "ce_visual": Weights.decoded, "l1": Weights.l1, "l2": Weights.l2, "perceptual": Weights.perceptual,
+        "adversarial": Weights.adversarial, **left_out,
+    }  # fmt: skip
+    terms["loss"] = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    terms["loss"].backward()
+    found = gradients_of(tokenizer)
+    for module in (tokenizer, trainer.adversarial):
+        module.zero_grad()
+    return found, {name: term.detach() for name, term in terms.items()}
+
+
+@pytest.fixture(autouse=True)
+def _same_images_lose_their_prologue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JointPrior, "draw_dropped", lambda self, batch: torch.arange(batch) % 2 == 0)
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Of all gradients, relative to the largest of a parameter where that is above 1."""
+    return max(float((a[name] - b[name]).abs().max() / b[name].abs().max().clamp(min=1)) for name in b)
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_early_backward_passes_give_the_gradients_of_the_whole_loss(name: str) -> None:
+    trainer = generator_trainer(generator_config(name))
+    expected, expected_terms = plain_gradients(trainer)
+    found, terms = early_gradients(trainer)
+    assert found.keys() == expected.keys()
+    assert largest_difference(found, expected) < 1e-6
+    assert terms.keys() == expected_terms.keys()
+    for term, value in expected_terms.items():
+        assert terms[term].item() == pytest.approx(value.item(), rel=1e-5), term
+    assert not any(term.requires_grad for term in terms.values())
+    assert trainer.joint is not None
+    for module in (trainer.joint.prior, trainer.adversarial, trainer.perceptual):
+        assert not gradients_of(module)  # type: ignore[arg-type]
+    if name == "prologue":  # every loss counts, as much as the config says
+        for term in set(expected_terms) - {"loss"}:
+            other, _ = plain_gradients(trainer, **{term: 0.0})
+            assert largest_difference(found, other) > 1e-4, term
+    else:  # only the post path learns
+        trained = dict(trainer.tokenizer.trained_parameters())
+        assert found.keys() <= trained.keys()
+        assert any(part.startswith("post_encoder.") for part in found)
+
+
+def test_a_reconstruction_that_nothing_judges_yet_is_no_error() -> None:
+    """Pixels that do not count, and an adversarial loss that starts later: only the quantizer teaches."""
+    config = recipe_configs("quickstart", tiny=True)[0].resolve(10)
+    training = replace(
+        config.tokenizer_training,
+        reconstruction=ReconstructionConfig(0.0, 0.0),
+        perceptual=NoPerceptual(),
+        adversarial=AdversarialConfig(start=5, channels=4, layers=2),
+    )
+    trainer = TokenizerTrainer(config.tokenizer, training, seed=0, processes=Processes())
+    before = trainer.tokenizer.quantizers["visual"].codebook.detach().clone()
+    terms, _, _ = trainer.generator_step(IMAGES)
+    assert terms["loss"].item() == pytest.approx(terms["quantizer"].item())
+    assert not torch.equal(trainer.tokenizer.quantizers["visual"].codebook, before)  # type: ignore[arg-type]
+
+
+class Recorder(Perceptual):
+    """A judge that says whether autocast was on when it looked, and when its gradient was made."""
+
+    def __init__(self, seen: dict[str, bool]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, reconstruction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        return Recorded.apply(reconstruction_BCHW, self.seen).square().mean()  # type: ignore[no-any-return]
+
+
+class Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seen: dict[str, bool]) -> Tensor:  # type: ignore[override]
+        ctx.seen = seen
+        seen["forward"] = torch.is_autocast_enabled("cpu")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        ctx.seen["backward"] = torch.is_autocast_enabled("cpu")
+        return gradient, None
+
+
+@pytest.mark.parametrize(("precision", "low"), [("bfloat16", True), ("float32", False)])
+def test_autocast_is_for_forward_passes(precision: Precision, low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left on in a backward pass, it would round gradients of float32 parts to bfloat16."""
+    trainer = generator_trainer(generator_config("prologue", precision))
+    judge: dict[str, bool] = {}
+    likelihood: dict[str, bool] = {}
+    trainer.perceptual = Recorder(judge)
+    hidden = trainer.joint.prior.hidden  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        trainer.joint.prior,
+        "hidden",
+        lambda *inputs: Recorded.apply(hidden(*inputs), likelihood),  # type: ignore[union-attr]
+    )
+    trainer.generator_step(IMAGES, CLASSES)
+    assert judge == likelihood == {"forward": low, "backward": False}
+
+
+class Kept(torch.autograd.Function):
+    """Keeps a tensor for its backward pass, as every network does, and tells where it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: list[Any]) -> Tensor:  # type: ignore[override]
+        activation = x * 2
+        ctx.save_for_backward(activation)
+        kept.append(weakref.ref(activation))
+        return activation.square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (activation,) = ctx.saved_tensors
+        return gradient * activation, None
+
+
+def test_what_a_judge_keeps_is_gone_before_the_next_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = generator_trainer(generator_config("prologue"))
+    kept: list[Any] = []
+    alive: list[list[bool]] = []
+
+    def judges(reconstruction: Tensor, images: Tensor) -> Iterator[Callable[[], tuple[dict[str, Tensor], Tensor]]]:
+        def judge() -> tuple[dict[str, Tensor], Tensor]:
+            before = [activation() is not None for activation in kept]
+            loss: Tensor = Kept.apply(reconstruction, kept)
+            alive.append([*before, kept[-1]() is not None])
+            return {f"judge{len(kept)}": loss}, loss
+
+        yield from [judge] * 3
+
+    monkeypatch.setattr(trainer, "judges", judges)
+    trainer.generator_step(IMAGES, CLASSES)
+    assert alive == [[True], [False, True], [False, False, True]]
+
+
+# -- losses that are not finite -----------------------------------------------------------------------------------------
+
+
+def noted(*steps: dict[str, float]) -> NonFiniteLosses:
+    losses = NonFiniteLosses("stage")
+    for step, values in enumerate(steps):
+        losses.note({name: torch.tensor(value, requires_grad=True) for name, value in values.items()}, step)
+    return losses
+
+
+def test_finite_losses_pass() -> None:
+    NonFiniteLosses("stage").check()
+    noted({"a": 1.0}, {"a": -3e38, "b": 0.0}).check()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_first_step_and_its_loss_are_named(bad: float) -> None:
+    good = {"a": 1.0, "b": 2.0}
+    losses = noted(good, {"a": 1.0, "b": bad}, {"a": bad, "b": bad}, good)
+    for _ in range(2):  # and stay bad
+        with pytest.raises(OvertureError, match="stage: the loss 'b' is NaN or infinite at step 1;") as error:
+            losses.check()
+        assert "\n" not in str(error.value)
+
+
+def test_the_cause_is_named_rather_than_the_sum() -> None:
+    """Terms come in the order they are made, the whole loss behind those that it adds up; some start late."""
+    first = {"l1": 1.0, "loss": 1.0}
+    with pytest.raises(OvertureError, match="the loss 'adversarial' is NaN or infinite at step 1"):
+        noted(first, {"l1": 1.0, "adversarial": math.nan, "loss": math.nan}).check()
+
+
+# -- the loop -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LineConfig:
+    steps: int = 7
+    log_every: int = 2
+    checkpoint_minutes: float = 60.0
+
+
+class LineTrainer:
+    """A stage of somebody else: one linear layer, batches of numbers."""
+
+    stage = "line"
+    shown = ("loss",)
+
+    def __init__(self, training: LineConfig = LineConfig(), processes: Processes = Processes()) -> None:
+        self.training, self.processes = training, processes
+        torch.manual_seed(0)
+        self.trained = Trainable(nn.Linear(2, 1), CONFIG, training.steps, processes, ema_half_life=HALF_LIFE)
+        self.step, self.losses = 0, NonFiniteLosses(self.stage)
+
+    def train_batch(self, batch: Tensor) -> dict[str, Tensor]:
+        loss = (self.trained.module(batch) - batch.sum(dim=1, keepdim=True)).square().mean()
+        loss.backward()
+        self.trained.optimizer_step(self.step)
+        self.step += 1
+        return {"loss": loss.detach(), "size": batch.abs().mean()}
+
+    def logged(self, values: dict[str, float]) -> dict[str, float]:
+        return {**values, "twice": 2 * values["loss"]}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, **self.trained.state_dict("line")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.trained.load_state_dict(state, "line")
+
+
+def batches(start: int) -> Iterator[Tensor]:
+    """The batch of a step is a function of the step."""
+    while True:
+        yield torch.randn(3, 2, generator=torch.Generator().manual_seed(start))
+        start += 1
+
+
+def numbers(root: Path, trainer: LineTrainer, **options: Any) -> list[dict[str, Any]]:
+    """Train, and read the log."""
+    train(trainer, batches, root / "line", root / "metrics.jsonl", SilentProgress(), **options)
+    return read_json_lines(root / "metrics.jsonl")
+
+
+class StopAt:
+    """Asks for a stop at the end of a step."""
+
+    def __init__(self, trainer: LineTrainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("overture.training.loop.stop_requested", lambda: trainer.step == step)
+
+
+def measure(step: int) -> dict[str, float]:
+    return {"measured": 10.0 * step} if step % 3 == 0 else {}
+
+
+def test_a_stage_of_somebody_else_is_trained_logged_and_saved(tmp_path: Path) -> None:
+    trainer = LineTrainer()
+    log = numbers(tmp_path, trainer, measure=measure)
+    assert trainer.step == latest_step(tmp_path / "line") == 7
+    assert [record["step"] for record in log if "loss" in record] == [2, 4, 6, 7]
+    assert [record for record in log if "measured" in record] == [
+        {"stage": "line", "step": 3, "measured": 30.0}, {"stage": "line", "step": 6, "measured": 60.0}
+    ]  # fmt: skip
+    assert all(record["twice"] == pytest.approx(2 * record["loss"], abs=2e-6) for record in log if "loss" in record)
+    by_hand = LineTrainer()
+    for _, batch in zip(range(7), batches(0), strict=False):
+        by_hand.train_batch(batch)
+    assert equal_states(by_hand.state_dict(), trainer.state_dict())
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [2, 6], [1, 2, 3, 4, 5, 6]])
+def test_training_resumes_to_the_weights_of_an_uninterrupted_run(
+    tmp_path: Path, stops: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = LineTrainer()
+    log = numbers(tmp_path / "whole", whole, measure=measure)
+    for step in stops:
+        trainer = LineTrainer()
+        StopAt(trainer, step, monkeypatch)
+        with pytest.raises(Interrupted, match=f"stopped in stage line at step {step}, saved"):
+            numbers(tmp_path / "parts", trainer, measure=measure)
+        assert latest_step(tmp_path / "parts/line") == step
+    parts = LineTrainer()
+    StopAt(parts, 7, monkeypatch)  # at the end there is nothing to stop
+    assert numbers(tmp_path / "parts", parts, measure=measure) == log
+    assert equal_states(parts.state_dict(), whole.state_dict())
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
+    first, again = LineTrainer(), LineTrainer()
+    log = numbers(tmp_path, first)
+    assert numbers(tmp_path, again) == log
+    assert equal_states(again.state_dict(), first.state_dict())
+
+
+def test_the_time_between_checkpoints_changes_no_number(tmp_path: Path) -> None:
+    often, seldom = LineTrainer(LineConfig(checkpoint_minutes=0.0)), LineTrainer()
+    assert numbers(tmp_path / "often", often) == numbers(tmp_path / "seldom", seldom)
+    assert equal_states(often.state_dict(), seldom.state_dict())
+
+
+def test_a_step_broken_off_half_way_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = LineTrainer(LineConfig(checkpoint_minutes=0.0))
+
+    def broken_off(module: nn.Module) -> None:
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.trained.ema, "update", broken_off)  # the weights have moved, the rest has not
+    with pytest.raises(KeyboardInterrupt):
+        numbers(tmp_path, trainer)
+    assert latest_step(tmp_path / "line") == 4
+    whole, resumed = LineTrainer(), LineTrainer()
+    monkeypatch.undo()
+    numbers(tmp_path / "whole", whole)
+    numbers(tmp_path, resumed)
+    state, expected = resumed.state_dict(), whole.state_dict()
+    assert equal_states({**state, "ema": None}, {**expected, "ema": None})
+
+
+def spoiled(start: int) -> Iterator[Tensor]:
+    """:func:`batches`, but for one whose loss is infinite."""
+    for step, batch in enumerate(batches(start), start=start):
+        yield batch * 1e30 if step == 4 else batch
+
+
+def test_nothing_is_saved_after_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "line: the loss 'loss' is NaN or infinite at step 4"
+    for name, config in (("log", LineConfig(log_every=6)), ("time", LineConfig(log_every=7, checkpoint_minutes=0.0))):
+        root = tmp_path / name
+        trainer = LineTrainer(config)
+        StopAt(trainer, 3, monkeypatch)
+        with pytest.raises(Interrupted):
+            numbers(root, trainer)
+        monkeypatch.undo()
+        trainer = LineTrainer(config)
+        with pytest.raises(OvertureError, match=message):
+            train(trainer, spoiled, root / "line", root / "metrics.jsonl", SilentProgress())
+        assert latest_step(root / "line") == (3 if name == "log" else 4)
+        assert all(record["step"] < 5 for record in read_json_lines(root / "metrics.jsonl"))
+
+
+def test_a_checkpointer_refuses_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    trainer = LineTrainer()
+    checkpointer = Checkpointer(trainer, tmp_path)
+    trainer.step = 1
+    checkpointer.save()
+    trainer.losses.note({"loss": torch.tensor(math.nan)}, 1)
+    trainer.step = 2
+    for save in (checkpointer.save, checkpointer.finish):
+        with pytest.raises(OvertureError, match="the loss 'loss' is NaN or infinite at step 1"):
+            save()
+    assert latest_step(tmp_path) == 1
+
+
+def save_after_a_bad_loss(processes: Processes, directory: Path) -> str:
+    """A state is saved, then the loss is NaN on one process alone, then all want to save: what this one is told."""
+    trainer = LineTrainer(processes=processes)
+    checkpointer = Checkpointer(trainer, directory)
+    trainer.step = 1
+    checkpointer.save()
+    trainer.losses.note({"loss": torch.tensor(math.nan if processes.rank == 1 else 1.0)}, 1)
+    trainer.step = 2
+    try:
+        checkpointer.save()
+    except OvertureError as error:
+        return str(error)
+    return "saved"
+
+
+def test_a_bad_loss_on_any_process_keeps_the_last_good_state(two_processes: Path) -> None:
+    assert latest_step(two_processes / "states") == 1
+    told = [(two_processes / f"{rank}.txt").read_text() for rank in range(2)]
+    assert "the loss 'loss' is NaN or infinite at step 1" in told[1]
+    assert told[0] != "saved"
