@@ -402,7 +402,7 @@ REVIVAL_SIZES = (2, 8, 64)
 
 
 def revive(features: Tensor, steps: int, processes: Processes = Processes()) -> tuple[VectorQuantizer, list[int]]:
-    """A quantizer after some training steps without an optimiser; ``features`` are ``[steps, B, 3, 4]``."""
+    """A quantizer after some training steps without an optimizer; ``features`` are ``[steps, B, 3, 4]``."""
     torch.manual_seed(0)
     quantizer = VectorConfig(4, revive_after=2).build(4, REVIVAL_SIZES).train()
     moved = []

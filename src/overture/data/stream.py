@@ -108,11 +108,6 @@ class TrainingStream:
         self._corrupt = CorruptCount(source, config.corrupt_limit)
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Batches until every image (and its mirror, with ``mirror``) has come once."""
-        return self._order.items / self._order.batch_size
-
-    @property
     def corrupt(self) -> tuple[str, ...]:
         """The paths of the corrupt images found so far by this process and its workers."""
         return tuple(self._corrupt.found)

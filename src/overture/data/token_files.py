@@ -346,11 +346,6 @@ class TokenStream:
         self._order = ShuffledOrder(file.rows, batch_size, seed, rank, world)
         self._crops: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches until every row has come once."""
-        return self._order.items / self._order.batch_size
-
     def batches(self, start_step: int = 0) -> Iterator[TokenBatch]:
         """The batches of ``start_step``, ``start_step + 1``, ...: an exact resume at any step."""
         import torch

@@ -45,7 +45,7 @@ class KVCache:
         key, value = self.data[layer, :, rows]
         key[:, start:end] = key_BLHE
         value[:, start:end] = value_BLHE
-        query = query_BLHE.to(key.dtype)
+        query = query_BLHE.to(key.dtype)  # in bfloat16 the cache is, too
         if end - start == 1 and query.device.type == "cpu":
             groups = zip(query.split(_GROUP), key[:, :end].split(_GROUP), value.split(_GROUP), strict=True)
             return torch.cat([_attend_one(*group, self.rows_BHM[: len(group[0]), :, :end]) for group in groups])

@@ -2,7 +2,7 @@
 
 While sampling, weights are constant and a step has few rows, so a step costs what it takes to read the weights. On a
 CPU, matrices are therefore stored in oneDNN's blocked order: for a few rows that is two to three times as fast as
-``F.linear``. Elsewhere they stay as they are, and the product is ``F.linear``. Query, key and value are one matrix;
+``F.linear``. An accelerator gains nothing from that order: there the product is ``F.linear``. Query, key and value are one matrix;
 norm scales and gates, functions of the constant condition, are vectors.
 
 A packed form is a snapshot: make one for every generation. Packing takes about as long as three steps; remembering it
@@ -70,6 +70,7 @@ class PackedTransformer:
             PackedBlock(block, scale, dtype)  # type: ignore[arg-type]
             for block, scale in zip(transformer.blocks, scales, strict=True)
         ]
+        # A rotation of channel pairs is a product of complex numbers: one operation instead of five.
         self.turns = torch.complex(rotary.cos, rotary.sin)[:, None, None]
 
     def __call__(self, x_NLD: Tensor, cache: KVCache, rows: slice, start: int) -> Tensor:
@@ -87,6 +88,7 @@ class PackedBlock:
     def __init__(self, block: Block, scales: BlockScales, dtype: torch.dtype) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.scales, self.heads = scales, attention.heads
+        # One product instead of two: the input is read once, and each call has a fixed cost.
         query_key_value = torch.cat([attention.query.weight, attention.key_value.weight])
         self.query_key_value = PackedLinear(query_key_value, dtype=dtype)
         self.query_key_norm = torch.stack([attention.query_norm.weight, attention.key_norm.weight])[:, None]
@@ -97,6 +99,7 @@ class PackedBlock:
     def attend(self, x_NLD: Tensor, turns: Tensor, cache: KVCache, layer: int, rows: slice, start: int) -> Tensor:
         y_NLD = rms_normalize(x_NLD, self.scales.attention_norm)
         y_NL3HE = self.query_key_value(y_NLD).unflatten(-1, (3, self.heads, -1))
+        # Query and key share their norm and their rotation: both at once, in float32 as in training.
         query_key = rms_normalize(y_NL3HE[:, :, :2].float(), self.query_key_norm)
         pairs = torch.view_as_complex(query_key.unflatten(-1, (-1, 2)))
         query, key = torch.view_as_real(pairs * turns).flatten(-2).unbind(2)

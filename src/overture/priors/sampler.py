@@ -56,10 +56,10 @@ def generate(
         draws_BL = torch.from_numpy(image_draws(seed, first, run.batch, layout.sequence_length))
         draws_BL = draws_BL.to(run.sequence.device)
         for step, position in enumerate(layout.positions if run.batch else ()):
-            if settled[step]:
+            if settled[step]:  # kept in every image: no logits are needed
                 run.sequence[:, step] = fixed_BL[:, step]
                 continue
-            if position.high - position.low == 1:
+            if position.high - position.low == 1:  # a separator, or a codebook of one code
                 run.sequence[:, step] = position.low
                 continue
             logits_BS = run.logits(step) / temperatures[step]
@@ -121,6 +121,7 @@ def restrict(logits_BS: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1:
         ordered, order = logits_BS.sort(dim=-1, descending=True, stable=True)
         probability = ordered.softmax(dim=-1)
+        # The probability of all likelier ids: the id that crosses top_p is still inside.
         outside = probability.cumsum(dim=-1) - probability >= top_p
         logits_BS = logits_BS.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
     return logits_BS
@@ -195,9 +196,10 @@ class _Run:
         """Run every half that is needed up to input position ``step``; its outputs there, ``[B or 2B, D]``."""
         if not both:
             return self._advance(0, slice(0, self.batch), step)
-        if self.filled[0] == self.filled[1]:
+        if self.filled[0] == self.filled[1]:  # both halves in one pass: the weights are read once
             self.filled[1] = step + 1
             return self._advance(0, slice(0, 2 * self.batch), step)
+        # The unconditional half has been left out at some steps and catches up on them first.
         first = self._advance(0, slice(0, self.batch), step)
         return torch.cat([first, self._advance(1, slice(self.batch, 2 * self.batch), step)])
 

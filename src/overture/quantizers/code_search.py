@@ -38,12 +38,13 @@ def nearest_codes(z_BLZ: Tensor, codes_KZ: Tensor, sizes: Sequence[int]) -> Tens
     batch, length, channels = z_BLZ.shape
     ids_BL = torch.empty(batch, length, dtype=torch.long, device=z_BLZ.device)
     with torch.autocast(z_BLZ.device.type, enabled=False):
-        codes_ZK = codes_KZ.float().t().contiguous()
+        codes_ZK = codes_KZ.float().t().contiguous()  # the first K_t codes are then a cheap slice of columns
         for size, positions in group_by_size(sizes):
-            whole = len(positions) == length
+            whole = len(positions) == length  # one size everywhere: no copies of positions in and out
             rows_NZ = (z_BLZ if whole else z_BLZ[:, positions]).reshape(-1, channels).float()
             found_N = torch.empty(len(rows_NZ), dtype=torch.long, device=z_BLZ.device)
             for block in _blocks(len(rows_NZ), size, z_BLZ.device):
+                # The scores of a block die here; only the winner is kept.
                 torch.argmax(rows_NZ[block] @ codes_ZK[:, :size], dim=1, out=found_N[block])
             if whole:
                 return found_N.view(batch, length)
@@ -84,6 +85,7 @@ class _SoftLookup(torch.autograd.Function):
             grad_z_NZ = torch.empty_like(z_NZ)
             for block in _blocks(len(z_NZ), size, z.device):
                 probability = (z_NZ[block] @ codes[:size].t()).div_(ctx.temperature).softmax(dim=1)
+                # The gradient of a soft-max: p * (pull - sum p pull), where pull is what each row would gain.
                 pull = grad_ND[block] @ rows[:size].t()
                 pull -= (pull * probability).sum(dim=1, keepdim=True)
                 score_grad = pull.mul_(probability).div_(ctx.temperature)
@@ -92,6 +94,7 @@ class _SoftLookup(torch.autograd.Function):
             grad_z[:, positions] = grad_z_NZ.view(len(z), len(positions), -1)
         grad_rows = None
         if ctx.needs_input_grad[2]:
+            # Forward was a plain look-up, so the rows get the gradient of the hard choice.
             grad_rows = torch.zeros_like(rows).index_add_(0, ids.flatten(), grad_BLD.flatten(0, 1))
         return grad_z, grad_codes, grad_rows, None, None, None
 

@@ -44,15 +44,6 @@ class EMA:
         for name, shadow in self.buffers.items():
             shadow.copy_(buffers[name])
 
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's weights and buffers with the shadows."""
-        current = {**dict(module.named_parameters()), **_persistent_buffers(module)}
-        shadows = self.state_dict()
-        _require_same_names(shadows, current)
-        for name, tensor in current.items():
-            tensor.copy_(shadows[name])
-
     def state_dict(self) -> dict[str, Tensor]:
         """The shadows themselves (no copies), under the names the module's own state dict has."""
         return {**self.parameters, **self.buffers}

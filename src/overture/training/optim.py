@@ -23,7 +23,7 @@ __all__ = [
 class LearningRateSchedule:
     """Linear warm-up to the peak, flat, linear decay that reaches the minimum at the last step.
 
-    Steps are the optimiser's own, counted from 0.
+    Steps are the optimizer's own, counted from 0.
     """
 
     peak: float
@@ -77,13 +77,13 @@ class OptimizerConfig:
             raise UsageError(f"optimizer: betas {self.betas} need to be in [0, 1)")
 
     def schedule(self, total_steps: int) -> LearningRateSchedule:
-        """The learning rate over a run of ``total_steps`` of this optimiser."""
+        """The learning rate over a run of ``total_steps`` of this optimizer."""
         return LearningRateSchedule(self.learning_rate, self.learning_rate_min, self.warmup, self.flat, total_steps)
 
     def build(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], total_steps: int
     ) -> tuple[torch.optim.AdamW, LearningRateSchedule]:
-        """The optimiser over all parameters that are trained, and its schedule; the loop brings the two together."""
+        """The optimizer over all parameters that are trained, and its schedule; the loop brings the two together."""
         schedule = self.schedule(total_steps)
         trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
         if not trained:
@@ -113,12 +113,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def zero_nonfinite_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace NaN by 0 and infinities by +-1e5 in all gradients, in place; of sharded ones, in this process's part."""
+    """Replace NaN by 0 and infinities by +-1e5 in all gradients, in place."""
     for parameter in parameters:
         if parameter.grad is not None:
-            _local(parameter.grad).nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
-
-
-def _local(gradient: Tensor) -> Tensor:
-    """This process's part of a sharded gradient (a view), or the gradient itself."""
-    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
+            parameter.grad.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
