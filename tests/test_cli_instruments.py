@@ -43,8 +43,8 @@ from overture.training.progress import SilentProgress
         (["neighbours", "nowhere", "--samples", "0"], "--samples is 0, needs >= 1"),
         (["neighbours", "nowhere", "--rows", "0"], "--rows is 0, needs >= 1"),
         (["attention", "nowhere", "--seed", "-1"], "--seed is -1, needs >= 0"),
-        (["attention", "nowhere"], "give --data and --plot"),
-        (["attention", "nowhere", "--data", "x"], "give --data and --plot"),
+        (["attention", "nowhere"], "give --data, and --plot or --out"),
+        (["attention", "nowhere", "--data", "x"], "give --data, and --plot or --out"),
         (["attention", "nowhere", "--tokens", "0"], "--tokens is 0, needs >= 1"),
         (["attention", "nowhere", "--plot", "map.bmp"], ".png, .svg, .pdf"),
         (["search-guidance", "nowhere"], "not a run directory"),
@@ -250,10 +250,10 @@ def test_a_corrupt_image_is_not_left_out_of_a_reconstruction(run, capsys, tmp_pa
 
 
 def test_more_images_than_there_are(run, capsys) -> None:
-    assert "asked for 271 rows but it has 270" in refusal(capsys, "neighbours", run, "--samples", 2, "--rows", 271)
+    assert "--rows is 271, but" in refusal(capsys, "neighbours", run, "--samples", 2, "--rows", 271)
     assert "has 30" in refusal(capsys, "attention", run, "--images", 31)
-    assert "it has 30" in refusal(capsys, "prefix", run, "--images", 31)
-    assert "asked for 271 rows but it has 270" in refusal(capsys, "probe", run, "--rows", 271)
+    assert "held_out.tokens has 30" in refusal(capsys, "prefix", run, "--images", 31)
+    assert "--rows is 271, but" in refusal(capsys, "probe", run, "--rows", 271)
 
 
 def test_a_search_refuses_before_it_samples(run, capsys, tmp_path) -> None:

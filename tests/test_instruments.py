@@ -209,11 +209,15 @@ def test_prefixes_that_cannot_be_studied(rows: int, arguments: dict, message: st
 # Likelihood
 
 
+def batches(ids: torch.Tensor, classes: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(zip(ids.split(size), classes.split(size), strict=True))
+
+
 @pytest.mark.parametrize("batch_size", [4, 9])
 def test_likelihoods_are_the_means_of_their_definition(batch_size: int) -> None:
     ids, classes = random_ids(9), torch.arange(9) % 4
     heard: list[int] = []
-    found = measure_likelihood(PIPE.prior, ids, classes, batch_size=batch_size, done=heard.append)
+    found = measure_likelihood(PIPE.prior, batches(ids, classes, batch_size), done=heard.append)
     assert (found.rows, sum(heard), max(heard)) == (9, 9, batch_size)
     sequence = LAYOUT.to_sequence(ids)
     with torch.inference_mode():
@@ -236,16 +240,17 @@ def test_a_likelihood_leaves_the_mode_of_the_prior_and_has_no_dropout() -> None:
     torch.manual_seed(0)
     prior = PriorConfig(16, 1, 2, 2.0, 4, num_classes=3, dropout=0.5).build(LAYOUT)
     ids, classes = random_ids(5), torch.zeros(5, dtype=torch.long)
-    first, second = (measure_likelihood(prior.train(mode), ids, classes) for mode in (True, False))
+    first, second = (measure_likelihood(prior.train(mode), [(ids, classes)]) for mode in (True, False))
     assert torch.equal(first.vocabulary, second.vocabulary)
-    measure_likelihood(prior.train(), ids, classes)
+    measure_likelihood(prior.train(), [(ids, classes)])
     assert prior.training
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(0, 0), (3, 2)])
-def test_likelihoods_of_nothing_are_refused(rows: int, classes: int) -> None:
-    with pytest.raises(OvertureError, match=f"{rows} rows and {classes} classes"):
-        measure_likelihood(PIPE.prior, random_ids(rows), torch.zeros(classes, dtype=torch.long))
+def test_likelihoods_of_nothing_are_refused() -> None:
+    with pytest.raises(OvertureError, match="3 rows and 2 classes"):
+        measure_likelihood(PIPE.prior, [(random_ids(3), torch.zeros(2, dtype=torch.long))])
+    with pytest.raises(OvertureError, match="no rows"):
+        measure_likelihood(PIPE.prior, [])
 
 
 def test_what_the_prior_expects_of_tokens() -> None:
@@ -253,7 +258,7 @@ def test_what_the_prior_expects_of_tokens() -> None:
         name: (random_ids(rows, rows), torch.arange(rows) % 3) for name, rows in (("training", 8), ("held_out", 5))
     }
     found = expectations.study(PIPE.prior, tokens)
-    alone = measure_likelihood(PIPE.prior, *tokens["held_out"])
+    alone = measure_likelihood(PIPE.prior, [tokens["held_out"]])
     assert torch.equal(found.held_out.allowed, alone.allowed)
     record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     places = [place for place, position in enumerate(LAYOUT.positions) if not position.is_separator]

@@ -125,15 +125,24 @@ def test_guided_samples_cannot_be_best_without_guidance() -> None:
         check_evaluation(replace(wanted, evaluation=replace(wanted.evaluation, guidance="1.0")))
 
 
+class Counted(_Monitor):
+    """A monitor that measures how often it was asked to measure."""
+
+    count = 0
+
+    def measure_now(self, step: int) -> dict[str, float]:
+        self.count += 1
+        return {"gfd": step / 10}
+
+
 def test_an_interrupted_line_is_measured_again_and_damage_is_refused(tmp_path) -> None:
-    monitor = _Monitor(RunDirectory(tmp_path), "prior", every=5)
-    monitor.keep(5, {"gfd": 1.5})
-    monitor.keep(10, {"gfd": 1.0})
+    monitor = Counted(RunDirectory(tmp_path), "prior", every=5)
+    monitor.measure(5)
+    monitor.measure(10)
     whole = monitor.path.read_text()
     monitor.path.write_text(whole[:-4])
-    assert monitor.known() == {5: {"gfd": 1.5}}
-    assert monitor.due(10)
-    monitor.keep(10, {"gfd": 1.0})
+    assert monitor.known() == {5: {"gfd": 0.5}}
+    assert (monitor.measure(10), monitor.count) == ({"gfd": 1.0}, 3)
     assert monitor.path.read_text() == whole
     monitor.path.write_text(whole[3:])
     with pytest.raises(OvertureError, match=r"watch-prior\.jsonl: damaged"):
@@ -143,12 +152,14 @@ def test_an_interrupted_line_is_measured_again_and_damage_is_refused(tmp_path) -
         monitor.known()
 
 
-def test_a_measurement_is_due_once(tmp_path) -> None:
-    monitor = _Monitor(RunDirectory(tmp_path), "prior", every=5)
+def test_a_step_is_measured_once(tmp_path) -> None:
+    """A run that goes on from before a measurement asks again, and gets what was found."""
+    monitor = Counted(RunDirectory(tmp_path), "prior", every=5)
     assert [step for step in range(16) if monitor.due(step)] == [5, 10, 15]
-    monitor.keep(10, {"gfd": 1.0})
-    assert [step for step in range(16) if monitor.due(step)] == [5, 15]
-    assert not any(_Monitor(RunDirectory(tmp_path), "prior", every=0).due(step) for step in range(16))
+    found = monitor.measure(10)
+    again = Counted(RunDirectory(tmp_path), "prior", every=5)
+    assert (again.measure(10), again.count) == (found, 0)
+    assert not any(Counted(RunDirectory(tmp_path), "prior", every=0).due(step) for step in range(16))
 
 
 def test_samples_to_choose_by_are_not_those_of_the_results(tmp_path, monkeypatch) -> None:

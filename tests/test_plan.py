@@ -199,8 +199,8 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["prologue-bb"], "unknown recipe 'prologue-bb' (did you mean 'prologue-b-b'?), or write module:name"),
         (["quickstart", "--only", "vqc"], "recipe quickstart has no run 'vqc' (did you mean 'vcq'?)"),
-        (["quickstart", "--prior.dept", "2"], "unknown option 'prior.dept' (did you mean 'prior.depth'?)"),
-        (["quickstart", "--world-size", "0"], "plan: world size is 0, needs >= 1"),
+        (["quickstart", "--prior.dept", "2"], "unknown option '--prior.dept' (did you mean '--prior.depth'?)"),
+        (["quickstart", "--world-size", "0"], "--world-size is 0, needs >= 1"),
     ],
 )
 def test_wrong_requests(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

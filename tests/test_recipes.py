@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from overture.cli import build_parser, main
-from overture.cli.run import chosen_configs, describe_options, parse_overrides
+from overture.cli.run import chosen_configs, describe_options, parse_overrides, switched
 from overture.config import from_dict, options, to_dict
 from overture.data.stream import TrainingStream
 from overture.errors import OvertureError, UsageError
@@ -162,7 +162,7 @@ def test_bad_temperatures_are_one_line(text: str) -> None:
 
 
 def test_one_stage_needs_a_joint_prior() -> None:
-    with pytest.raises(UsageError, match="prior_source is joint"):
+    with pytest.raises(UsageError, match="--prior-source is joint"):
         RunConfig(prior_source="joint")
 
 
@@ -453,7 +453,7 @@ def line_of(text: str) -> int:
         ("my_recipes:number", 2, ["returned int, needs a RunConfig"]),
         ("my_recipes:nothing", 2, ["returned tuple, needs a RunConfig"]),
         ("my_recipes:twins", 2, ["different names, got run, run"]),
-        ("my_recipes:refuses", 2, ["unknown option 'prior.dpeth' (did you mean 'prior.depth'?)"]),
+        ("my_recipes:refuses", 2, ["unknown option '--prior.dpeth' (did you mean '--prior.depth'?)"]),
         ("my_recipes:raises", 1, [f"my_recipes.py:{line_of('# HERE')}: KeyError: 'svhn'"]),
         ("folder/my_other.py:raises", 1, [f"folder/my_other.py:{line_of('# HERE')}: KeyError: 'svhn'"]),
         ("my_needy:svhn", 1, ["my_needy.py:2: ModuleNotFoundError", "no_such_package_here"]),
@@ -484,7 +484,7 @@ def test_a_quantizer_of_somebody_in_a_recipe(stranger: Path) -> None:
     quantizer: Any = config.tokenizer.segments[0].quantizer
     assert (type(quantizer).__name__, quantizer.loudness) == ("Loud", 5.0)
     written = json.loads(json.dumps(to_dict(config)))
-    assert written["tokenizer"]["segments"][0]["quantizer"]["kind"] == "my_recipes:Loud"
+    assert written["tokenizer"]["segments"][0]["quantizer"]["kind"] == "my_recipes.py:Loud"
     assert from_dict(RunConfig, written) == config
     with pytest.raises(UsageError, match="my_recipes:svhn: is no quantizer"):
         chosen("quickstart", "--tokenizer.segments.0.quantizer", "my_recipes:svhn")
@@ -500,7 +500,7 @@ def base() -> RunConfig:
 
 
 def with_options(*words: str) -> RunConfig:
-    return base().changed(parse_overrides(list(words)))
+    return base().changed(switched(base(), parse_overrides(list(words))))
 
 
 def segment(config: RunConfig) -> Any:
@@ -627,10 +627,10 @@ def test_every_option_that_is_listed_means_what_is_there(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prior.dpeth", "3"], "unknown option 'prior.dpeth' (did you mean 'prior.depth'?)"),
-        (["--piror.depth", "3"], "unknown option 'piror"),
-        (["--tokenizer.segments.0.quantizer.entropy", "1"], "unknown option 'tokenizer.segments.0.quantizer.entropy'"),
-        (["--tokenizer.segments.0.quantiser", "vector"], "did you mean 'tokenizer.segments.0.quantizer'?"),
+        (["--prior.dpeth", "3"], "unknown option '--prior.dpeth' (did you mean '--prior.depth'?)"),
+        (["--piror.depth", "3"], "unknown option '--piror"),
+        (["--tokenizer.segments.0.quantizer.entropy", "1"], "unknown option '--tokenizer.segments.0.quantizer.entropy'"),
+        (["--tokenizer.segments.0.quantiser", "vector"], "did you mean '--tokenizer.segments.0.quantizer'?"),
         (["--tokenizer.segments.1.tokens", "3"], "tokenizer.segments.1: there are 1, counted from 0"),
         (["--tokenizer.segments.x.tokens", "3"], "tokenizer.segments.x: there are 1, counted from 0"),
         (["--tokenizer.segments.-1.tokens", "3"], "there are 1, counted from 0"),
@@ -640,18 +640,18 @@ def test_every_option_that_is_listed_means_what_is_there(recipe: str) -> None:
         (["--tokenizer-training.perceptual", "lpisp"], "unknown perceptual loss 'lpisp' (did you mean 'lpips'?)"),
         (["--prior.depth", "abc"], "prior.depth: expected int, got 'abc'"),
         (["--prior.depth", "3.5"], "prior.depth: expected int, got '3.5'"),
-        (["--prior.depth"], "prior.depth: expected int, got 'true'"),
+        (["--prior.depth"], "--prior.depth needs a value"),
         (["--prior.dropout", "much"], "prior.dropout: expected float, got 'much'"),
         (["--data.mirror", "perhaps"], "data.mirror: expected bool, got 'perhaps'"),
-        (["--data.no-mirorr"], "did you mean 'data.mirror'?"),
+        (["--data.no-mirorr"], "did you mean '--data.mirror'?"),
         (["--data.crop", "centre"], "did you mean 'center'?"),
-        (["--tokenizer.rope-axes", "4,4"], "tokenizer.rope_axes: expected 3 values, got 2"),
-        (["--tokenizer.rope-axes", "4,x,8"], "tokenizer.rope_axes[1]: expected int, got 'x'"),
-        (["--tokenizer.rope-axes", "[4, 4"], "tokenizer.rope_axes: expected a list"),
+        (["--tokenizer.rope-axes", "4,4"], "tokenizer.rope-axes: expected 3 values, got 2"),
+        (["--tokenizer.rope-axes", "4,x,8"], "tokenizer.rope-axes[1]: expected int, got 'x'"),
+        (["--tokenizer.rope-axes", "[4, 4"], "tokenizer.rope-axes: expected a list"),
         (["--prior.depth", "none"], "prior.depth: expected int, got 'none'"),
-        (["--tokenizer.channels", "3"], "tokenizer.channels comes from the data: set data.channels"),
-        (["--prior.num-classes", "3"], "prior.num_classes comes from the data"),
-        (["--prior-source", "joint"], "prior_source is joint"),
+        (["--tokenizer.channels", "3"], "--tokenizer.channels comes from the data: set --data.channels"),
+        (["--prior.num-classes", "3"], "--prior.num-classes comes from the data"),
+        (["--prior-source", "joint"], "--prior-source is joint"),
         (["--prior", "large"], "prior: expected an object"),
         (["stray"], "unexpected word 'stray'"),
     ],

@@ -371,13 +371,14 @@ def test_results_of_older_runs_are_shown(two_runs: list[RunDirectory], tmp_path:
             measurement("gFD(domain)", 5.4321 * scale, guidance="none"),
             measurement("gFD(domain)", 3.2109 * scale, guidance="constant 1.5"),
         ]
+        old["reconstruction"]["l1"] = 0.1
         old["reconstruction"]["held_out_images_distance"] = measurement("gFD(domain)", 0.31415 * scale, images=100)
         run.results.write_text(json.dumps(old))
     html = page(two_runs, tmp_path)
-    assert [cell.split()[0] for cell in table_row(html, "gFD(domain), samples without guidance")] == ["5.43", "8.15"]
-    guided = table_row(html, "gFD(domain), samples, guidance constant 1.5")
+    assert [cell.split()[0] for cell in table_row(html, "FD(domain), samples without guidance")] == ["5.43", "8.15"]
+    guided = table_row(html, "FD(domain), samples, guidance constant 1.5")
     assert [cell.split()[0] for cell in guided] == ["3.21", "4.82"]
-    assert [cell.split()[0] for cell in table_row(html, "gFD(domain), real held-out images")] == ["0.314", "0.471"]
+    assert [cell.split()[0] for cell in table_row(html, "FD(domain), real held-out images")] == ["0.314", "0.471"]
     assert "Not measured yet" not in read(html).text
 
 

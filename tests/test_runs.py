@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from overture.cli import main
 from overture.cli.run import parse_overrides
-from overture.config import differing_keys, to_dict
+from overture.config import differences, to_dict
 from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Measurement
@@ -122,7 +123,15 @@ def test_a_finished_run_is_left_alone(whole: Path) -> None:
 
 def test_what_a_run_measures(whole: Path) -> None:
     results = RunDirectory(whole).read_results()
-    assert set(results.to_dict()) == {"entropy", "likelihood", "reconstruction", "generation", "elbo", "seconds"}
+    assert set(results.to_dict()) == {
+        "entropy",
+        "likelihood",
+        "reconstruction",
+        "generation",
+        "elbo",
+        "seconds",
+        "models",
+    }
     assert results.shared_rows is None  # one segment has no shared rows
     assert results.generation is not None
     assert list(results.generation) == ["unguided", "guided", "held_out"]
@@ -268,14 +277,14 @@ def test_report_of_a_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["reconstruct", "RUN", "--data", "no/such/folder"], 2, "no data source 'no/such/folder'"),
         (["report", "."], 2, "is no run"),
         (["run", "quickstrat"], 2, "did you mean 'quickstart'?"),
-        (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean 'prior.depth'?"),
+        (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean '--prior.depth'?"),
         (["run", "quickstart", "--only", "vqc"], 2, "did you mean 'vcq'?"),
         (["run", "quickstart", "--prior.heads", "5"], 2, "does not give an even head size"),
         (["run", "quickstart", "--prior.depth", "abc"], 2, "prior.depth: expected int, got 'abc'"),
         (["run", "quickstart", "stray"], 2, "unexpected word 'stray'"),
         (["run", "quickstart", "--jobs", "-1"], 2, "--jobs is -1"),
         (["run", "quickstart", "--only", "vcq", "--device", "warp"], 2, "device 'warp' cannot be used"),
-        (["run", "quickstart", "--tokenizer.image-size", "56"], 2, "comes from the data: set data.image_size"),
+        (["run", "quickstart", "--tokenizer.image-size", "56"], 2, "comes from the data: set --data.image-size"),
         (["run", "quickstart", "--prior-training.log-every", "0"], 2, "log_every is 0"),
         (["run", "quickstart", "--evaluation.top-p", "0"], 2, "top-p is 0.0"),
         (["run", "quickstart", "--only", "vcq", "--evaluation.guidance", "prologue: 2"], 2, "no segment 'prologue'"),
@@ -304,10 +313,14 @@ def test_wrong_requests_are_one_line(
     assert got == status
 
 
-def test_differing_keys_name_values() -> None:
-    assert differing_keys({"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 3]}) == [
-        "a.b was 1, now 2",
-        "c.1 was 2, now 3",
+def test_differences_name_values_that_decide_numbers() -> None:
+    config = recipe_configs("quickstart", tiny=True)[1]
+    other = config.changed({"prior.depth": 3, "tokenizer.segments.0.tokens": 4})
+    quiet = {"data.workers": 2, "tokens.batch_size": 7, "prior_training.checkpoint_minutes": 1.0, "recipe": "mine"}
+    assert differences(config, config.changed(quiet)) == []
+    assert differences(config, other.changed(quiet)) == [
+        "prior.depth was 2, now 3",
+        "tokenizer.segments.0.tokens was 16, now 4",
     ]
 
 
@@ -427,11 +440,12 @@ def test_networks_beside_the_runs_that_share_them(tmp_path: Path, monkeypatch: p
     assert RunDirectory(root).networks == root / "networks"
 
 
-def test_two_do_not_work_in_one_run(tmp_path: Path) -> None:
+def test_two_do_not_work_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(tmp_path)
-    with run.locked(), pytest.raises(OvertureError, match="another process"), run.locked(patience=0):
+    monkeypatch.setattr(time, "monotonic", iter(range(0, 1000, 30)).__next__)  # no need to wait
+    with run.locked(), pytest.raises(OvertureError, match="another process"), run.locked():
         pass
-    with run.locked(patience=0):
+    with run.locked():
         pass
 
 

@@ -281,7 +281,7 @@ def test_bits_per_image_is_the_mean_cross_entropy(token_files: tuple[TokenFile, 
     with torch.no_grad():
         log_probability = prior(ids, labels).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     bits = -log_probability.double() / math.log(2)
-    found = measure_likelihood(prior, *file.tensors(), batch_size=7)
+    found = measure_likelihood(prior, file.parts(7))
     assert torch.allclose(found.vocabulary, bits.mean(0), atol=1e-5)
     assert (found.allowed <= found.vocabulary + 1e-6).all()
 

@@ -18,22 +18,33 @@ from typing import Any, TypeVar
 from overture.errors import UsageError, nearest
 from overture.registry import OpenList, strangers_code
 
-__all__ = ["changed", "differing_keys", "from_dict", "options", "to_dict"]
+__all__ = ["changed", "differences", "from_dict", "no_number", "option", "options", "to_dict"]
 
 C = TypeVar("C")
 
 
-def to_dict(config: Any) -> Any:
-    """A config as plain JSON values."""
+def no_number(default: Any) -> Any:
+    """A field that changes no number, such as how often to log: two configs that differ in it alone mean the same."""
+    return dataclasses.field(default=default, metadata={"no_number": True})
+
+
+def to_dict(config: Any, *, numbers: bool = False) -> Any:
+    """A config as plain JSON values; of those that decide ``numbers`` alone, without the fields of :func:`no_number`."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        told = [field for field in dataclasses.fields(config) if not (numbers and field.metadata.get("no_number"))]
+        fields = {field.name: to_dict(getattr(config, field.name), numbers=numbers) for field in told}
         components = _components(type(config))
         return {"kind": components.name_of(type(config)), **fields} if components else fields
     if isinstance(config, list | tuple):
-        return [to_dict(item) for item in config]
+        return [to_dict(item, numbers=numbers) for item in config]
     if isinstance(config, dict):
-        return {key: to_dict(value) for key, value in config.items()}
+        return {key: to_dict(value, numbers=numbers) for key, value in config.items()}
     return config
+
+
+def differences(present: Any, wanted: Any) -> list[str]:
+    """Dotted keys of two configs that decide numbers and differ, with both values."""
+    return _differing(to_dict(present, numbers=True), to_dict(wanted, numbers=True), "")
 
 
 def from_dict(cls: type[C], data: Any, where: str = "config") -> C:
@@ -77,14 +88,13 @@ def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
                 yield from options(item, f"{name}.{place}.")
 
 
-def differing_keys(present: Any, wanted: Any, where: str = "") -> list[str]:
-    """Dotted keys whose values differ, with both values."""
+def _differing(present: Any, wanted: Any, where: str) -> list[str]:
     if isinstance(present, dict) and isinstance(wanted, dict):
         keys = sorted(present.keys() | wanted.keys())
-        parts = (differing_keys(present.get(k), wanted.get(k), f"{where}.{k}" if where else k) for k in keys)
+        parts = (_differing(present.get(k), wanted.get(k), f"{where}.{k}" if where else k) for k in keys)
         return [difference for part in parts for difference in part]
     if isinstance(present, list) and isinstance(wanted, list) and len(present) == len(wanted):
-        parts = (differing_keys(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(present, wanted, strict=True)))
+        parts = (_differing(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(present, wanted, strict=True)))
         return [difference for part in parts for difference in part]
     return [] if present == wanted else [f"{where} was {present!r}, now {wanted!r}"]
 
@@ -157,6 +167,10 @@ def _component(components: OpenList, value: Any, where: str) -> Any:
         cls = components.get(data["kind"])
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
+    if any(field.name == "kind" for field in dataclasses.fields(cls)):
+        raise UsageError(
+            f"{where}: {data['kind']} has a field called kind, which is the word for its own name; rename it"
+        )
     with strangers_code(f"{where}: {data['kind']}"):
         return from_dict(cls, data, where)
 
@@ -167,11 +181,13 @@ def _component(components: OpenList, value: Any, where: str) -> Any:
 def _changed(hint: Any, value: Any, changes: dict[str, Any], where: str) -> Any:
     """``value`` with ``changes`` by dotted name below it; under the empty name, what replaces it whole."""
     if "" in changes:
-        value = _convert(hint, _from_text(hint, changes.pop("")), where)
+        value = _convert(hint, _from_text(hint, changes.pop("")), option(where))
     if not changes:
         return value
     if value is None:  # an option of a part that is not there: the part's defaults are the start
-        hint = next(choice for choice in typing.get_args(hint) if dataclasses.is_dataclass(choice))
+        hint = next((choice for choice in typing.get_args(hint) if dataclasses.is_dataclass(choice)), None)
+        if hint is None:
+            raise UsageError(f"{option(where)}: has no part '{next(iter(changes))}'")
         value = hint()
     below: dict[str, dict[str, Any]] = {}
     for name, change in changes.items():
@@ -181,20 +197,26 @@ def _changed(hint: Any, value: Any, changes: dict[str, Any], where: str) -> Any:
         items = list(value)
         for head, inner in below.items():
             if not head.isdecimal() or int(head) >= len(items):
-                raise UsageError(f"{where}.{head}: there are {len(items)}, counted from 0")
+                raise UsageError(f"{option(where)}.{head}: there are {len(items)}, counted from 0")
             items[int(head)] = _changed(type(items[int(head)]), items[int(head)], inner, f"{where}.{head}")
         return tuple(items)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise UsageError(f"{where}: has no part '{next(iter(below))}'")
+        raise UsageError(f"{option(where)}: has no part '{next(iter(below))}'")
     hints = _hints(type(value))
     replaced = {}
     for head, inner in below.items():
         place = f"{where}.{head}" if where else head
         if head not in hints:
-            names = [name for name, _, _ in options(value, f"{where}." if where else "")]
-            raise UsageError(f"unknown option '{place}'{nearest(place, names)}")
+            names = [option(name) for name, _, _ in options(value, f"{where}." if where else "")]
+            raise UsageError(f"unknown option '{option(place)}'{nearest(option(place), names)}")
         replaced[head] = _changed(hints[head], getattr(value, head), inner, place)
-    return dataclasses.replace(value, **replaced)
+    with strangers_code(where or type(value).__name__):
+        return dataclasses.replace(value, **replaced)
+
+
+def option(name: str) -> str:
+    """A dotted name as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _from_text(hint: Any, value: Any) -> Any:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,29 +23,80 @@ from typing import Any
 from overture.errors import OvertureError
 
 __all__ = [
-    "append_line", "cannot_write", "complete_lines", "file_hash", "flush_to_disk", "read_json", "read_json_lines",
-    "remove", "replacing", "write_json",
+    "append_line", "cannot_write", "file_hash", "flush_to_disk", "read_json", "read_json_lines",
+    "remove", "remove_leftovers", "replacing", "write_json",
 ]  # fmt: skip
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+_HOST = socket.gethostname()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a place beside ``path`` to write a file or a folder, then move it to ``path``.
+    """Give a place to write a file or a folder, then move it to ``path``.
 
-    A crash, an exception or a full disk leaves what was there before; a folder that is there is not replaced. A failure
-    to write is an ``OvertureError``.
+    A crash, an exception, a full disk or a power cut leaves what was there before; a folder that is there is not
+    replaced. What killed processes have left of earlier writings is removed. A failure to write is an ``OvertureError``.
     """
-    # The process number keeps apart runs that write one shared file side by side.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A folder of its own, beside the place: libraries leave temporary files where they write. Host and process number
+    # keep apart runs that write one shared file side by side.
+    folder = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
+    temporary = folder / path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        folder.mkdir()
         yield temporary
+        _settle(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
-            remove(temporary)
+            remove(folder)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that are gone have left of writing ``path``."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        host, _, process = left.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")
+        same = host in ("", _HOST)  # version 0.1.0 wrote no host
+        old = time.time() - left.lstat().st_mtime > 86_400  # of a machine that we cannot ask
+        if (same and not _alive(process)) or (not same and old):
+            remove(left)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process works here that may be writing: any but ourselves."""
+    if not process.isdecimal() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _settle(place: Path) -> None:
+    """Onto the disk, with the rights that the user gives to new files: some libraries write for the owner alone."""
+    for path in [*(place.iterdir() if place.is_dir() else ()), place]:
+        if path.is_file():
+            path.chmod(0o666 & ~_UMASK)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def cannot_write(path: Path, error: Exception) -> OvertureError:
@@ -80,36 +134,39 @@ def read_json(path: Path, kind: type, advice: str = "repair or delete it") -> An
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add one JSON object as a line to a file that grows while work goes on."""
+    """Add one JSON object as a line to a file that grows while work goes on.
+
+    A last line that an interruption left unfinished is cut off first.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def complete_lines(path: Path) -> list[str]:
-    """The lines of a file. A last line that an interruption left unfinished is cut off, in the file as well."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.truncate(path, end)
-    return data[:end].decode().splitlines()
-
-
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every object of a file of :func:`append_line`; empty if there is no such file."""
-    if not path.exists():
-        return []
+    """Every object of a file of :func:`append_line`; empty if there is no such file. An unfinished last line is left out."""
     try:
-        entries = [json.loads(line) for line in complete_lines(path)]
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise OvertureError(f"{path}: cannot read it ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise OvertureError(f"{path}: damaged ({error}); repair or delete it") from error
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise OvertureError(f"{path}: damaged (a line holds no JSON object); repair or delete it")
+    entries = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            entries.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise OvertureError(f"{path}: damaged (line {number}: {error}); repair or delete it") from error
+        if not isinstance(entries[-1], dict):
+            raise OvertureError(f"{path}: damaged (line {number} holds no JSON object); repair or delete it")
     return entries
 
 

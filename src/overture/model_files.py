@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from overture.config import differing_keys, from_dict, to_dict
+from overture.config import differences, from_dict
 from overture.errors import OvertureError, UsageError
 from overture.files import cannot_write, replacing
 
@@ -98,7 +98,7 @@ def check_config(path: Path, kind: str, config: Any) -> dict[str, Any]:
     """The metadata of a model file that has to have been built with ``config``."""
     metadata = read_metadata(path, kind)
     present = from_dict(type(config), metadata["config"], f"{path}: config")  # with defaults for fields added since
-    different = differing_keys(to_dict(present), to_dict(config))
+    different = differences(present, config)
     if different:
         raise OvertureError(
             f"{path}: a {kind} of another config ({'; '.join(different[:3])}); move it away to train this run's own"

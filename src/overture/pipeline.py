@@ -106,12 +106,16 @@ class Pipeline:
         """Batches of local ids ``[b, T]`` of the given classes: images ``first``, ``first + 1``, ... of a ``seed``.
 
         The one loop that samples in batches: an image depends on its class, its index, the seed and the
-        :class:`Sampling` alone, not on ``batch_size``. ``prefix`` and ``fixed`` (``[N, ..]`` sequence ids) and ``dtype``
-        are as in :func:`overture.priors.sampler.generate`.
+        :class:`Sampling` alone, not on ``batch_size``. ``prefix`` and ``fixed`` (``[N, ..]`` sequence ids, or one row for
+        all) and ``dtype`` are as in :func:`overture.priors.sampler.generate`.
         """
         if batch_size < 1:
             raise UsageError(f"batch size is {batch_size}, needs >= 1")
         classes = _check_classes(class_ids, self.prior)
+        prefix, fixed = (
+            given.expand(len(classes), -1) if given is not None and given.ndim == 1 else given
+            for given in (prefix, fixed)
+        )
         for start in range(0, len(classes), batch_size):
             rows = slice(start, start + batch_size)
             sequence = generate(
@@ -139,7 +143,8 @@ class Pipeline:
     ) -> Tensor:
         """Images uint8 ``[N, C, H, W]`` of the given classes, all at once; the parameters are those of :meth:`sample_ids`.
 
-        Unlike there, "unconditional" is no class here: all have to be those of the data.
+        The same call gives the same images: other ones have another ``seed``. Unlike there, "unconditional" is no
+        class here: all have to be those of the data.
         """
         classes = _check_classes(class_ids, self.prior)
         if (classes == self.prior.unconditional).any():

@@ -124,12 +124,9 @@ class Processes:
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
-    def in_turns(self, work: Callable[[P], None], pieces: Sequence[P], done: Callable[[int], object] = int) -> None:
-        """``work`` on every piece: processes take turns, and so do the threads of each.
-
-        ``done`` is told of how many pieces all processes together have probably finished since the last time.
-        """
-        on_threads(work, pieces[self.rank :: self.size], lambda: done(self.size))
+    def in_turns(self, work: Callable[[P], None], pieces: Sequence[P]) -> None:
+        """``work`` on every piece: processes take turns, and so do the threads of each."""
+        on_threads(work, pieces[self.rank :: self.size])
 
 
 class _AllSum(torch.autograd.Function):
@@ -149,8 +146,8 @@ class _AllSum(torch.autograd.Function):
         return _AllSum.apply(gradient)  # type: ignore[return-value]
 
 
-def on_threads(work: Callable[[P], None], pieces: Iterable[P], done: Callable[[], object] = lambda: None) -> None:
-    """``work`` on every piece, each on one of this process's threads alone; ``done`` is called after each.
+def on_threads(work: Callable[[P], None], pieces: Iterable[P]) -> None:
+    """``work`` on every piece, each on one of this process's threads alone.
 
     Small products are faster on one thread each than shared by several. What ``work`` writes, it has to guard itself.
     """
@@ -158,7 +155,6 @@ def on_threads(work: Callable[[P], None], pieces: Iterable[P], done: Callable[[]
     if threads == 1:
         for piece in pieces:
             work(piece)
-            done()
         return
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
@@ -168,8 +164,8 @@ def on_threads(work: Callable[[P], None], pieces: Iterable[P], done: Callable[[]
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(as_here, pieces):
-                done()
+            for _ in pool.map(as_here, pieces):  # raises what a thread raised
+                pass
     finally:
         torch.set_num_threads(threads)
 

@@ -19,6 +19,10 @@ from overture.errors import OvertureError, UsageError, nearest
 __all__ = ["OpenList", "resolve", "strangers_code"]
 
 
+_FILES: dict[str, str] = {}
+"""The file of every module that was asked for by its file: another process will not find it by its name."""
+
+
 class OpenList:
     """Things of one kind by name: ours (``entries``: where each lies), and anyone's by ``module:name``.
 
@@ -46,7 +50,7 @@ class OpenList:
 
     def name_of(self, thing: Any) -> str:
         """The name under which :meth:`get` finds a class or function again."""
-        place = f"{thing.__module__}:{thing.__qualname__}"
+        place = f"{_FILES.get(thing.__module__, thing.__module__)}:{thing.__qualname__}"
         return next((name for name, entry in self.entries.items() if entry == place), place)
 
 
@@ -60,7 +64,8 @@ def resolve(spec: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             valid = [word for word in vars(module) if not word.startswith("_")]
-            raise UsageError(f"{spec}: {module.__file__ or module_name} has no '{part}'{nearest(part, valid)}")
+            place = getattr(module, "__file__", None) or module_name
+            raise UsageError(f"{spec}: {place} has no '{part}'{nearest(part, valid)}")
         found = getattr(found, part)
     return found
 
@@ -83,8 +88,11 @@ def _import(name: str) -> Any:
             if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
                 raise  # it is there, and what it imports is not
             raise UsageError(f"no module '{name}': neither in {folder} nor where Python looks") from error
-    if file.name and Path(module.__file__ or "").resolve() != file.resolve():
+    if not file.name:
+        return module
+    if Path(module.__file__ or "").resolve() != file.resolve():
         raise UsageError(f"{file}: Python knows another module '{name}' ({module.__file__}); rename the file")
+    _FILES[name] = str(file)
     return module
 
 
@@ -93,7 +101,7 @@ def strangers_code(what: str) -> Iterator[None]:
     """Any exception of code that is not ours becomes one line with its place in that code."""
     try:
         yield
-    except (OvertureError, KeyboardInterrupt):
+    except OvertureError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())

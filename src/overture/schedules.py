@@ -185,6 +185,11 @@ class CodebookConfig:
     exponent: float = 2.0
     explicit: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if ":" not in self.schedule and self.schedule not in (*FAMILIES, "explicit"):
+            valid = nearest(self.schedule, (*FAMILIES, "explicit"))
+            raise UsageError(f"codebook: unknown schedule '{self.schedule}'{valid}, or write module:function")
+
     def build(self, positions: int) -> Schedule:
         """The schedule over ``positions`` positions."""
         if self.schedule != "explicit":

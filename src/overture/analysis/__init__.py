@@ -1,1 +1,1 @@
-"""Understanding tokens: conditional entropy, and the figures of entropy and schedules."""
+"""Understanding tokens and priors: one file an instrument."""

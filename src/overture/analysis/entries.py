@@ -45,7 +45,7 @@ class InstrumentResult(Protocol):
         """What the report shows; the first one's figure is the one to plot."""
 
 
-def save_entries(result: InstrumentResult, folder: Path, about: dict[str, Any], *, json: bool = True) -> None:
+def save_entries(result: InstrumentResult, folder: Path, about: dict[str, Any]) -> None:
     """Write every figure into ``folder``, and beside it its words and numbers (with ``about``: which models they are of)."""
     from PIL.Image import Image
 
@@ -57,7 +57,6 @@ def save_entries(result: InstrumentResult, folder: Path, about: dict[str, Any], 
                 entry.drawing.save(temporary, format="PNG")  # type: ignore[union-attr]
         else:
             save_figure(entry.drawing, path)  # type: ignore[arg-type]
-        if json:
-            data = {**about, **entry.data} if entry.data else {}
-            words = {"title": entry.title, "caption": entry.caption, "figure": path.name}
-            write_json(folder / f"{entry.name}.json", {**words, "data": data})
+        data = {**about, **entry.data} if entry.data else {}
+        words = {"title": entry.title, "caption": entry.caption, "figure": path.name}
+        write_json(folder / f"{entry.name}.json", {**words, "data": data})

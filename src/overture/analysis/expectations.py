@@ -100,5 +100,6 @@ def study(prior: Prior, tokens: Mapping[str, tuple[Tensor, Tensor]], *, progress
     for name in ("training", "held_out"):
         ids, classes = tokens[name]
         with tqdm(total=len(ids), desc=f"{name} tokens", unit="row", disable=not progress) as bar:
-            found[name] = measure_likelihood(prior, ids, classes, done=bar.update)
+            batches = zip(ids.split(100), classes.split(100), strict=True)
+            found[name] = measure_likelihood(prior, batches, done=bar.update)
     return Expectations(prior.layout, found["training"], found["held_out"])

@@ -25,7 +25,6 @@ from overture.evaluation.networks import FeatureNetwork
 from overture.evaluation.statistics import ImageStatistics, measure_batches
 from overture.files import append_line, read_json_lines
 from overture.pipeline import Pipeline, balanced_classes
-from overture.priors.guidance import Guidance
 from overture.priors.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -88,9 +87,7 @@ class GuidanceSearch:
         if self.coarse_samples < 2 or self.final_samples < 2 or self.finalists < 1:
             raise UsageError("guidance search: needs at least 2 samples and 1 finalist")
         for setting in self.coarse():
-            Guidance.parse(setting.guidance(self.segments))  # refuses unknown schedules and the like
-            if not 0 < setting.temperature < math.inf:
-                raise UsageError(f"guidance search: temperature {setting.temperature:g}, needs > 0 and finite")
+            Sampling.parse(setting.guidance(self.segments), setting.temperature)  # refuses what cannot be sampled
 
     def coarse(self) -> list[Setting]:
         """The grid. Scale 1 is no guidance whatever the schedule, so it comes once."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from overture.analysis.entries import ReportEntry
 from overture.analysis.probe import prefix_lengths
 from overture.analysis.style import MUTED, curve_style, dress, legend, new_figure, token_axis
+from overture.data.order import generator
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.networks import FeatureNetwork
 from overture.layout import Layout
@@ -271,15 +272,13 @@ def sequence_prefix(layout: Layout, ids_BT: Tensor, tokens: int) -> Tensor:
 
 
 def partners(labels_N: Tensor) -> Tensor:
-    """For every image the place of one of another class, the next ones in turn; an error when there is one class."""
+    """For every image the place of one of another class, drawn; an error when there is one class."""
     if int(labels_N.unique().numel()) < 2:
         raise OvertureError("prefix: all images are of one class; the mixtures need two")
-    count = len(labels_N)
-    partner_N = torch.full((count,), -1)
-    for step in range(1, count):
-        candidate_N = (torch.arange(count) + step) % count
-        fits_N = (partner_N < 0) & (labels_N != labels_N[candidate_N])
-        partner_N = torch.where(fits_N, candidate_N, partner_N)
-        if bool((partner_N >= 0).all()):
-            break
+    draws_N = torch.from_numpy(generator("choice", 0).random(len(labels_N)))
+    partner_N = torch.empty_like(labels_N)
+    for label in labels_N.unique():
+        own_N = labels_N == label
+        others = (~own_N).nonzero()[:, 0]
+        partner_N[own_N] = others[(draws_N[own_N] * len(others)).long()]
     return partner_N

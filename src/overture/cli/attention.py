@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     at_least(options, images=1, tokens=1, seed=0)
     check_plot(options)
     directory = RunDirectory(options.path)
-    if not directory.is_run and not (options.data and options.plot):
-        raise UsageError("attention: give --data and --plot, since this is no run directory")
+    if not directory.is_run and not (options.data and (options.plot or options.out or options.json)):
+        raise UsageError("attention: give --data, and --plot or --out, since this is no run directory")
     tokenizer = load_tokenizer(options.path, device=device_of(options))
     config = tokenizer.config
     if options.data:

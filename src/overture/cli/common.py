@@ -109,18 +109,23 @@ def open_judge(run: RunDirectory, network: str | None, device: torch.device) -> 
     return load_network(network or f"domain:{run.judge}", device)
 
 
-def drawn_tokens(path: Path, count: int | None = None, layout: Layout | None = None) -> tuple[Tensor, Tensor]:
-    """``count`` rows of a token file (default: all), drawn from all of it: local ids ``[N, T]`` and labels ``[N]``."""
+def drawn_tokens(
+    path: Path, count: int | None = None, layout: Layout | None = None, *, option: str = "--rows"
+) -> tuple[Tensor, Tensor]:
+    """``count`` rows of a token file (default: all): local ids ``[N, T]`` and labels ``[N]``.
+
+    Rows and their order are drawn, always the same: token files are often sorted by class. ``option`` asked for them.
+    """
     import torch
 
-    from overture.data.order import some_of
+    from overture.data.order import generator, some_of
 
     loaded = labelled_ids(path)
     if layout is not None and loaded.layout != layout:
         raise OvertureError(f"{path}: its layout ({loaded.layout}) is not that of the model ({layout})")
     if count is not None and count > len(loaded.ids):
-        raise UsageError(f"{path}: asked for {count:,} rows but it has {len(loaded.ids):,}")
-    rows = some_of(len(loaded.ids), count)
+        raise UsageError(f"{option} is {count:,}, but {path} has {len(loaded.ids):,}")
+    rows = generator("order", 0, 0).permutation(some_of(len(loaded.ids), count))
     assert loaded.labels is not None
     return torch.from_numpy(loaded.ids[rows].astype("int64")), torch.from_numpy(loaded.labels[rows])
 
@@ -147,6 +152,8 @@ def print_json(data: dict[str, Any]) -> None:
 
 def check_plot(options: argparse.Namespace) -> None:
     """Refuse a figure that cannot be written, before the work."""
+    if getattr(options, "out", None) and options.out.suffix in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--out {options.out}: is the folder for figures and numbers; one figure goes to --plot")
     if options.plot:
         from overture.analysis.figures import check_figure_path
 

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 from overture.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from overture.evaluation.conditions import Measurement
     from overture.evaluation.record import Comparison
 
+KINDS = {
+    "unguided": "no guidance", "guided": "guided", "held_out": "real images", "reconstruction": "reconstructions"
+}  # fmt: skip
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -32,16 +38,37 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read, compare, print."""
     from overture.cli.common import print_json
-    from overture.evaluation.record import compare_records, read_measurements
+    from overture.evaluation.record import compare_records
 
     if len(set(options.records)) < len(options.records):
         raise UsageError("compare: a record is named twice")
-    comparison = compare_records({str(path): read_measurements(path) for path in options.records})
+    comparison = compare_records({row: numbers for path in options.records for row, numbers in read_rows(path)})
     if options.json:
         print_json(comparison.to_dict())
     else:
         print(describe(comparison))
-    return 1 if options.strict and comparison.marks else 0
+    return 1 if options.strict and (comparison.marks or not comparison.shared) else 0
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Measurement]]]:
+    """A record is one row; a run has one for each kind of images that it measured."""
+    from overture.evaluation.record import read_measurements
+    from overture.runs.directory import RunDirectory
+
+    run = RunDirectory(path)
+    if not run.results.is_file():
+        yield str(path), read_measurements(path)
+        return
+    results, found = run.read_results(), False
+    for kind in KINDS:
+        numbers = {m.name: m for m in results.measurements(kind).values()}
+        if kind == "reconstruction" and results.reconstruction_distance:
+            numbers = {results.reconstruction_distance.name: results.reconstruction_distance}
+        if numbers:
+            found = True
+            yield f"{path}, {KINDS[kind]}", numbers
+    if not found:
+        raise UsageError(f"{path}: this run has measured nothing yet")
 
 
 def describe(comparison: Comparison) -> str:
@@ -67,4 +94,6 @@ def describe(comparison: Comparison) -> str:
     if explained:
         lines += ["", "Not to be compared with the first of its column:"]
         lines += [f"({letter}) {'; '.join(reasons)}" for reasons, letter in explained.items()]
+    if not comparison.shared:
+        lines += ["", "No number stands in two of these rows: there is nothing to compare."]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from overture.cli.common import add_output, at_least, print_json
 from overture.errors import UsageError
 
 if TYPE_CHECKING:
+    from overture.evaluation.conditions import Conditions
     from overture.evaluation.evaluation import Evaluation
 
 
@@ -28,7 +29,11 @@ def add_parser(subparsers: Any) -> None:
         "--make-reference", type=Path, metavar="OUT.npz", help="write the statistics of SAMPLES and measure nothing"
     )
     parser.add_argument(
-        "--keep-images", type=int, default=0, metavar="N", help="with --make-reference: keep N images for precision"
+        "--keep-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --make-reference: keep N images, for precision, recall and KID",
     )
     parser.add_argument(
         "--network",
@@ -53,7 +58,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Collect both sides, measure, print."""
-    names = tuple(word.strip() for word in options.metrics.split(",")) if options.metrics else ()
+    words = [word.strip() for word in (options.metrics or "").split(",") if word.strip()]
+    names = tuple(word if ":" in word else word.lower() for word in words)
     check(options)
     from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
     from overture.evaluation.networks import load_network
@@ -104,6 +110,8 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"--make-reference {options.make_reference}: a reference is an .npz file")
     if options.out and options.out.is_dir():
         raise UsageError(f"--out {options.out}: is a folder; name a .json file")
+    if options.make_reference and (options.out or options.metrics):
+        raise UsageError("evaluate: --make-reference measures nothing, so --out and --metrics do not go with it")
     if options.keep_images and not options.make_reference:
         raise UsageError("--keep-images goes with --make-reference")
     if options.inception_weights and options.network != "inception":
@@ -119,17 +127,25 @@ def describe(result: Evaluation) -> str:
     for measurement in result.measurements.values():
         notes = f"   ({'; '.join(measurement.notes)})" if measurement.notes else ""
         lines.append(f"{measurement.name:<22} {measurement.value:>12.6g}{notes}")
-    first = next(iter(result.measurements.values()), None)
-    if first is not None:
-        how = first.conditions
-        images = "an unknown number of" if how.images is None else f"{how.images:,}"
-        others = "an unknown number" if how.reference_images is None else f"{how.reference_images:,}"
-        size = f" of {how.image_size} px" if how.image_size else ""
-        lines += [
-            "",
-            f"{images} images{size} ({how.crop or 'cut unknown'}) against {others} of {how.reference} "
-            f"[{(how.reference_hash or '?')[:12]}]",
-            f"network {how.network} [{(how.network_hash or '?')[:12]}], {how.preparation}",
-        ]
+    how: dict[str, list[str]] = {}
+    for measurement in result.measurements.values():
+        how.setdefault(_how(measurement.conditions), []).append(measurement.name)
+    for words, names in how.items():
+        lines += ["", *([f"{', '.join(names)}:"] if len(how) > 1 else []), words]
     lines += [f"not measured: {metric} ({reason})" for metric, reason in result.skipped.items()]
+    return "\n".join(lines)
+
+
+def _how(conditions: Conditions) -> str:
+    """What was measured, and how, in some lines."""
+    images = "an unknown number of" if conditions.images is None else f"{conditions.images:,}"
+    size = f" of {conditions.image_size} px" if conditions.image_size else ""
+    lines = [f"{images} images{size} ({conditions.crop or 'cut unknown'})"]
+    if conditions.reference is not None:
+        others = "an unknown number" if conditions.reference_images is None else f"{conditions.reference_images:,}"
+        lines[0] += f" against {others} of {conditions.reference} [{(conditions.reference_hash or '?')[:12]}]"
+    if conditions.network is not None:
+        lines.append(
+            f"network {conditions.network} [{(conditions.network_hash or '?')[:12]}], {conditions.preparation}"
+        )
     return "\n".join(lines)

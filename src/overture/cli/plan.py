@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
+
+from overture.cli.common import at_least, print_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
         "steps and epochs, tokens and checkpoints on disk, memory of a device. The data need not be there.",
         epilog="Any part of the config can be set as for `overture run`: --prior.depth 6 --prior-training.batch-size 256",
     )
-    parser.add_argument("recipe", help="name of a recipe")
+    parser.add_argument("recipe", help="name of a recipe, or module:function")
     parser.add_argument("--world-size", type=int, default=1, help="processes that share a batch (default: 1)")
     parser.add_argument("--images", type=int, help="training images, where the source is neither there nor known")
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form")
@@ -31,12 +32,13 @@ def run(options: argparse.Namespace) -> int:
     from overture.cli.run import chosen_configs
     from overture.plan.run_plan import count_images, make_plan
 
+    at_least(options, images=1, world_size=1)
     plans = [
         make_plan(config, count_images(config, options.images), options.world_size)
         for config in chosen_configs(options)
     ]
     if options.json:
-        print(json.dumps({"recipe": options.recipe, "runs": plans}, allow_nan=False))
+        print_json({"recipe": options.recipe, "runs": plans})
         return 0
     for plan in plans:
         print("\n".join(table(plan)), end="\n\n")

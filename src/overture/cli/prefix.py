@@ -58,7 +58,9 @@ def run(options: argparse.Namespace) -> int:
     directory, device = open_run(options.path), device_of(options)
     judge = open_judge(directory, options.network, device)
     pipe = Pipeline.load(options.path, device, prior_weights=options.weights)
-    ids, labels = drawn_tokens(options.ids or directory.tokens("held_out"), options.images, pipe.layout)
+    ids, labels = drawn_tokens(
+        options.ids or directory.tokens("held_out"), options.images, pipe.layout, option="--images"
+    )
     result = study(
         pipe, ids, labels, judge, parse_numbers(options.tokens, "--tokens"),
         sampling=sampling, conditional=options.conditional, pictures=options.pictures,

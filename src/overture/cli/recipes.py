@@ -22,7 +22,8 @@ def run(options: argparse.Namespace) -> int:
     from overture.recipes import RECIPES, load_recipe, summary
 
     if options.name:
-        print(inspect.getdoc(load_recipe(options.name)) or f"{options.name} has no docstring")
+        about = inspect.getdoc(load_recipe(options.name)) or f"{options.name} has no docstring"
+        print_json({"name": options.name, "about": about}) if options.json else print(about)
         return 0
     lines = {name: summary(load_recipe(name)) for name in RECIPES}
     if options.json:

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.data.order import some_of
     from overture.data.sources import open_source
     from overture.data.stream import DataConfig, evaluation_batches
-    from overture.evaluation.conditions import Conditions
+    from overture.evaluation.conditions import CENTRE_CROP, Conditions
     from overture.evaluation.networks import load_network
     from overture.evaluation.reconstruction import measure_reconstruction
     from overture.losses.perceptual import LpipsConfig
@@ -79,8 +79,7 @@ def run(options: argparse.Namespace) -> int:
     conditions = Conditions(
         images=len(source),
         image_size=data.image_size,
-        crop="center",
-        resize="box halving, bicubic",
+        **CENTRE_CROP,
         dtype="float32",
         weights=options.weights or metadata.get("use_weights", "ema"),
         checkpoint=metadata["weights_hash"],

@@ -91,11 +91,11 @@ def chosen_configs(options: argparse.Namespace) -> tuple[RunConfig, ...]:
         words = preset_words(options.recipe, options.preset)
         configs = tuple(replace(config, evaluation=replace(config.evaluation, **words)) for config in configs)
     changes = parse_overrides(options.overrides)
-    return tuple(config.changed(changes) for config in configs)
+    return tuple(config.changed(switched(config, changes)) for config in configs)
 
 
-def parse_overrides(words: list[str]) -> dict[str, str]:
-    """``--dotted.name value``, ``--dotted.name=value``, ``--switch`` and ``--no-switch`` as changes of a config."""
+def parse_overrides(words: list[str]) -> dict[str, str | None]:
+    """``--dotted.name value`` and ``--dotted.name=value`` by name; None where an option has no value."""
     changes: dict[str, str | None] = {}
     name = None
     for word in words:
@@ -107,17 +107,27 @@ def parse_overrides(words: list[str]) -> dict[str, str]:
             raise UsageError(f"unexpected word '{word}'; options are written --dotted.name value")
         else:
             changes[name] = f"{changes[name] or ''} {word}".strip()
-    return dict(_switch(name, value) for name, value in changes.items())
+    return changes
 
 
-def _switch(name: str, value: str | None) -> tuple[str, str]:
-    """An option without a value is switched on, or off by its ``no-``."""
-    head, _, last = name.rpartition(".")
-    if value is not None:
-        return name, value
-    if last.startswith("no_"):
-        return f"{head}.{last[3:]}" if head else last[3:], "false"
-    return name, "true"
+def switched(config: RunConfig, changes: dict[str, str | None]) -> dict[str, str]:
+    """The same with a value for each: a switch is on without one, and off with ``no-`` before its name."""
+    from overture.config import option, options
+
+    switches = {name for name, hint, _ in options(config) if hint is bool}
+    given: dict[str, str] = {}
+    for name, value in changes.items():
+        head, _, last = name.rpartition(".")
+        off = f"{head}.{last[3:]}".lstrip(".") if last.startswith("no_") else ""
+        if value is not None:
+            given[name] = value
+        elif name in switches or off in switches:
+            given[off or name] = "false" if off else "true"
+        elif any(name == known for known, _, _ in options(config)):
+            raise UsageError(f"{option(name)} needs a value")
+        else:
+            given[name] = "true"  # no such option: told by the one that changes the config
+    return given
 
 
 def describe_options(config: RunConfig) -> str:

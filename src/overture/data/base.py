@@ -27,7 +27,7 @@ class Source(ABC):
     """Labelled images. Sources pickle small, so that each worker process can open its own."""
 
     name: str
-    """What the user asked for: the text given to :func:`overture.data.open_source`."""
+    """What the user asked for: the text given to :func:`overture.data.sources.open_source`."""
     classes: tuple[str, ...]
     """The class names, in label order."""
     labels: NDArray[np.int64]

@@ -11,7 +11,7 @@ __all__ = ["ShuffledOrder", "generator", "some_of"]
 
 Ints = NDArray[np.int64]
 
-_PURPOSES = ("order", "crop", "choice", "sample")
+_PURPOSES = ("order", "crop", "choice", "sample", "mirror")
 
 
 def generator(purpose: str, *key: int) -> np.random.Generator:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from overture.config import no_number
 from overture.data.base import CorruptImage, Source, split
 from overture.data.order import ShuffledOrder, generator
 from overture.data.reading import Batch, CorruptCount, ImageReader, read_in_order
@@ -26,12 +27,12 @@ __all__ = [
 class DataConfig:
     """Which images, and how they are cut.
 
-    ``source`` and ``held_out`` are written as :func:`overture.data.open_source` reads them. Without ``held_out``,
+    ``source`` and ``held_out`` are written as :func:`overture.data.sources.open_source` reads them. Without ``held_out``,
     ``held_out_share`` of each class of ``source`` is kept from training (always the same images).
     """
 
-    source: str = "embedded:fashion-mnist"
-    held_out: str = ""
+    source: str = no_number("embedded:fashion-mnist")
+    held_out: str = no_number("")
     held_out_share: float = 0.1
     image_size: int = 28
     channels: int = 1
@@ -40,7 +41,7 @@ class DataConfig:
     """Whether training sees every image and its mirror once an epoch."""
     corrupt_limit: float = 0.001
     """The share of the images that may be corrupt (they are passed over and counted) before the run stops."""
-    workers: int = 0
+    workers: int = no_number(0)
     """Worker processes that read ahead; 0 reads in the training process. No number depends on it."""
 
     def __post_init__(self) -> None:

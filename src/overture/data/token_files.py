@@ -197,6 +197,12 @@ class TokenFile:
 
         return torch.from_numpy(self.ids(rows, self.central_crop)), torch.from_numpy(self.labels[rows])
 
+    def parts(self, rows: int, chosen: NDArray[np.integer] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same of all rows (or of those ``chosen``), so many at a time."""
+        places = np.arange(self.rows) if chosen is None else chosen
+        for start in range(0, len(places), rows):
+            yield self.tensors(places[start : start + rows])
+
     def check_layout(self, layout: Layout) -> None:
         """Refuse to go on with a model of another layout."""
         if layout != self.layout:

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Conditions", "Measurement", "differences"]
+__all__ = ["CENTRE_CROP", "Conditions", "Measurement", "differences"]
+
+CENTRE_CROP: dict[str, Any] = {"crop": "center", "resize": "box halving, bicubic"}
+"""The words for what :func:`overture.data.transforms.center_crop` does."""
 
 _SUBJECT: dict[str, bool] = {"subject": True}
 
@@ -112,10 +115,10 @@ class Measurement:
 def differences(a: Conditions, b: Conditions) -> list[str]:
     """The fields in which two numbers' conditions differ; empty when they may stand in one table.
 
-    The checkpoint and the seed are left out: they say what was measured, not how. What a network or a reference is
-    called does not count where its hash is known and the same.
+    The checkpoint and the seed are left out: they say what was measured, not how. What a reference is called does not
+    count where its hash is known and the same.
     """
     fields = [field.name for field in dataclasses.fields(Conditions) if not field.metadata.get("subject")]
     odd = [name for name in fields if getattr(a, name) != getattr(b, name)]
-    alike = [name for name in ("network", "reference") if getattr(a, f"{name}_hash") and f"{name}_hash" not in odd]
-    return [name for name in odd if name not in alike]
+    same_reference = a.reference_hash and a.reference_hash == b.reference_hash
+    return [name for name in odd if not (name == "reference" and same_reference)]

@@ -6,11 +6,12 @@ Under another feature network than the original Inception the numbers carry its 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overture.errors import OvertureError
+from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Conditions, Measurement
 from overture.evaluation.metrics import METRICS, Metric, Value
 from overture.evaluation.networks import FeatureNetwork
@@ -20,6 +21,8 @@ from overture.registry import strangers_code
 __all__ = ["Evaluation", "chosen_metrics", "evaluate", "features_needed", "frechet_measurement"]
 
 ADM_IMAGES = 50_000
+FEW_IMAGES = 1000
+"""With fewer on a side, a number of whatever metric is said to be rough."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ class Evaluation:
 def chosen_metrics(names: Sequence[str]) -> list[Metric]:
     """The metrics of these names (``module:name`` for anyone's); none named, or ``all``: ours."""
     wanted = [name for word in names or ("all",) for name in (METRICS if word == "all" else (word,))]
-    return [METRICS.get(name) for name in dict.fromkeys(wanted)]
+    metrics = [METRICS.get(name) for name in dict.fromkeys(wanted)]
+    for name, count in Counter(metric.name for metric in metrics).items():
+        if count > 1:
+            raise UsageError(f"two metrics are called '{name}'; give yours another name")
+    return metrics
 
 
 def features_needed(metrics: Sequence[Metric]) -> bool:
     """Whether the features of every image have to be kept for them."""
-    return any("features_ND" in metric.needs for metric in metrics)
+    return any("features_ND" in (*metric.needs, *metric.samples_need) for metric in metrics)
 
 
 def evaluate(
@@ -54,11 +61,13 @@ def evaluate(
     network: FeatureNetwork,
     names: Sequence[str] = (),
     conditions: Conditions = Conditions(),
+    *,
+    strict: bool = True,
 ) -> Evaluation:
     """The metrics of these names, or all of ours that there is enough for.
 
-    A metric that was asked for and cannot be computed is an error; of the others the reason is told. ``conditions``
-    say how the samples were made, where that is known.
+    A metric that was asked for by name and cannot be computed is an error, if ``strict``; of others the reason is told.
+    ``conditions`` say how the samples were made, where that is known.
     """
     if samples.size and reference.size and samples.size != reference.size:
         sizes = " against ".join("x".join(map(str, side.size or ())) for side in (samples, reference))
@@ -67,11 +76,13 @@ def evaluate(
         )
     for side in (samples, reference):
         side.check_network(network)
+    named = [name for name in names if name != "all"]
+    required = {metric.name for metric in chosen_metrics(named)} if strict and named else set()
     measurements: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
     for metric in chosen_metrics(names):
         lacking = _lacking(metric, samples, reference, network)
-        if lacking and names and "all" not in names:
+        if lacking and metric.name in required:
             raise OvertureError(f"{metric.name}: {lacking}")
         if lacking:
             skipped[metric.name] = lacking
@@ -93,15 +104,21 @@ def _measure(
 ) -> Measurement:
     with strangers_code(metric.name):
         result = metric.measure(samples, reference)
-    value = result if isinstance(result, Value) else Value(float(result))
-    notes = list(value.notes)
-    if samples.images is not None and samples.images < ADM_IMAGES:
-        notes.append(
-            f"{samples.images:,} images; the ADM protocol takes {ADM_IMAGES:,}, with fewer it is another number"
-        )
+        value = result if isinstance(result, Value) else Value(float(result))
+    notes = [*value.notes, *_few_images(samples, reference, network)]
     conditions = _conditions(metric, samples, reference, network, known)
     title = _title(metric, network)
     return Measurement(title, value.value, "", conditions, tuple(notes), metric.better, metric.meaning)
+
+
+def _few_images(samples: ImageStatistics, reference: ImageStatistics, network: FeatureNetwork) -> list[str]:
+    """A note where there are too few images for the number: the same rule for all metrics."""
+    counts = [side.images for side in (samples, reference) if side.images is not None]
+    if network.label == "FID" and counts and (samples.images or ADM_IMAGES) < ADM_IMAGES:
+        return [f"{samples.images:,} images; the ADM protocol takes {ADM_IMAGES:,}, with fewer it is another number"]
+    if counts and min(counts) < FEW_IMAGES:
+        return [f"only {min(counts):,} images on a side: a rough number"]
+    return []
 
 
 def _title(metric: Metric, network: FeatureNetwork) -> str:
@@ -113,7 +130,9 @@ def _title(metric: Metric, network: FeatureNetwork) -> str:
 
 def _lacking(metric: Metric, samples: ImageStatistics, reference: ImageStatistics, network: FeatureNetwork) -> str:
     """Why this metric cannot be computed; empty when it can."""
-    offered = {"spatial": "spatial", "score": "logits"}
+    if lacking := metric.lacks(network.offers):
+        only = ", only the Inception network does" if lacking == "spatial features" else ""
+        return f"{network.name} has no {lacking}{only}"
     reasons = {
         "spatial": "holds no mu_s and sigma_s",
         "score": "holds statistics and no images",
@@ -122,14 +141,11 @@ def _lacking(metric: Metric, samples: ImageStatistics, reference: ImageStatistic
     }
     for sides, needs in (((samples, reference), metric.needs), ((samples,), metric.samples_need)):
         for need in needs:
-            if need in offered and offered[need] not in network.offers:
-                what = "spatial features, only the Inception network does" if need == "spatial" else "classes"
-                return f"{network.name} has no {what}"
             for side in sides:
                 if getattr(side, need) is None:
                     return f"{side.name} {reasons.get(need, f'has no {need}')}"
-    few = min((len(side.features_ND) for side in (samples, reference) if side.features_ND is not None), default=4)
-    return "needs more than 3 images on each side" if metric.name in ("precision", "recall") and few < 4 else ""
+    least = min((side.images for side in (samples, reference) if side.images is not None), default=metric.least_images)
+    return f"needs {metric.least_images} images on each side" if least < metric.least_images else ""
 
 
 def _conditions(
@@ -148,7 +164,9 @@ def _conditions(
             conditions, network=network.name, network_hash=network.weights_hash, preparation=network.preparation
         )
     if metric.uses_reference:
-        kept = reference.features_ND if "features_ND" in metric.needs else None  # metrics on features see these alone
+        # Metrics on features or pictures see those alone that the reference has kept.
+        parts = {"features_ND": reference.features_ND, "pictures": reference.pictures}
+        kept = next((part for need, part in parts.items() if need in metric.needs), None)
         conditions = dataclasses.replace(
             conditions,
             reference=reference.name,

@@ -25,7 +25,7 @@ from overture.data.sources import open_source
 from overture.data.transforms import center_crop
 from overture.errors import OvertureError, UsageError
 
-__all__ = ["ImageSet", "is_statistics_file", "open_images"]
+__all__ = ["DrawnImages", "ImageSet", "is_statistics_file", "open_images"]
 
 
 class ImageSet(ABC):
@@ -43,6 +43,19 @@ class ImageSet(ABC):
     @abstractmethod
     def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
         """The images at these places (ascending) as uint8 ``[B, C, H, W]``; B is ``batch_size`` but for the last one."""
+
+
+class DrawnImages(ImageSet):
+    """Some images of another set."""
+
+    def __init__(self, images: ImageSet, rows: NDArray[np.int64]) -> None:
+        self.images, self.rows, self.name, self.cut = images, rows, images.name, images.cut
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
+        return self.images.batches(self.rows[rows], batch_size)
 
 
 class ArrayImages(ImageSet):
@@ -130,7 +143,7 @@ def open_images(spec: str, size: int | None = None) -> ImageSet:
     """The image set called ``spec``: an ``.npz`` or ``.npy`` of images, a folder or zip of image files, a data source.
 
     In a folder or a zip the images may lie anywhere. Without a ``size`` they are measured as they are. The array of
-    an ``.npz`` is its ``arr_0``; other arrays are opened as :func:`overture.data.open_source` does.
+    an ``.npz`` is its ``arr_0``; other arrays are opened as :func:`overture.data.sources.open_source` does.
     """
     path = Path(spec).expanduser()
     if size is not None and size < 1:

@@ -39,6 +39,11 @@ class Comparison:
     values: dict[tuple[str, str], Measurement]
     marks: tuple[Mark, ...]
 
+    @property
+    def shared(self) -> bool:
+        """Whether any metric has numbers in two rows."""
+        return len(self.values) > len({metric for _, metric in self.values})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         rows = [

@@ -25,7 +25,7 @@ from overture.data.order import generator, some_of
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.gaussian import Gaussian, GaussianStatistics
 from overture.evaluation.image_hash import ImageSetHash
-from overture.evaluation.image_sets import ImageSet, is_statistics_file, open_images
+from overture.evaluation.image_sets import DrawnImages, ImageSet, is_statistics_file, open_images
 from overture.evaluation.metrics.inception_score import InceptionScore, InceptionScoreMeter
 from overture.evaluation.networks import FeatureNetwork, Outputs
 from overture.files import file_hash
@@ -69,10 +69,13 @@ class ImageStatistics:
 
     def check_network(self, network: FeatureNetwork) -> None:
         """Refuse statistics of another network."""
-        if self.network_hash is not None and self.network_hash != network.weights_hash:
+        made, wanted = (self.network, self.network_hash), (network.name, network.weights_hash)
+        if self.network_hash is not None and made != wanted:
+            other = (
+                f"of other weights than {network.name}" if self.network == network.name else f"and not {network.name}"
+            )
             raise OvertureError(
-                f"{self.name}: these statistics were made with {self.network} of other weights than {network.name}; "
-                "make them again with this network"
+                f"{self.name}: these statistics were made with {self.network} {other}; make them again with this network"
             )
         if self.gaussian.dims != network.dims:
             raise OvertureError(
@@ -121,11 +124,12 @@ def collect(
     if total < processes.size:
         raise OvertureError(f"{images.name}: {total} images for {processes.size} processes; start fewer")
     share = processes.share_out(total, batch_size if total >= batch_size * processes.size else 1)
-    rows = some_of(available, total)[share.start : share.stop]
+    drawn = images if total == available else DrawnImages(images, some_of(available, total))
+    rows = np.arange(share.start, share.stop, dtype=np.int64)
     measured = measure_batches(
         images.name,
         network,
-        images.batches(rows, batch_size),
+        drawn.batches(rows, batch_size),
         total=total,
         start=share.start,
         keep_features=keep_features,
@@ -133,7 +137,7 @@ def collect(
         processes=processes,
         progress=progress,
     )
-    return replace(measured, cut=images.cut, pictures=images)
+    return replace(measured, cut=images.cut, pictures=drawn)
 
 
 def measure_batches(
@@ -154,10 +158,25 @@ def measure_batches(
     """
     collector = _Collector(network, total, start, keep_features, split_size)
     with tqdm(total=total, desc=name, unit="image", disable=not progress) as bar:
-        for batch in batches:
+        for batch in in_blocks(batches):
             collector.update(batch, network.outputs(batch))
             bar.update(len(batch) * processes.size)
     return collector.result(name, processes)
+
+
+def in_blocks(batches: Iterable[Tensor], size: int = BLOCK) -> Iterator[Tensor]:
+    """The same images in batches of ``size``: what a network says of an image may hang on its company, by rounding."""
+    kept: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        for part in batch.split(max(size - count, 1)) if count + len(batch) > size else (batch,):
+            kept, count = [*kept, part], count + len(part)
+            while count >= size:
+                joined = torch.cat(kept)
+                yield joined[:size]
+                kept, count = ([joined[size:]], count - size) if count > size else ([], 0)
+    if count:
+        yield torch.cat(kept)
 
 
 class _Collector:

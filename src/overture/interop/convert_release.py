@@ -2,8 +2,9 @@
 
 A file's role is its number (docs/prologue.md, section 11): tokenizer ``model`` encoder and quantizers, ``model_1`` decoder,
 ``model_2`` and ``model_3`` their EMA; OneStage ``model_5`` prior, ``model_6`` its EMA; prior ``model``, ``model_1``
-its EMA. A file's number is its model's location among those that were trained together, so what follows ``model_3`` differs
-between tokenizers (Post has no discriminator, 1D and 2D no prior); no more than these are read. The pickles beside them are never opened. No file is held in memory: see :mod:`overture.interop.streamed_copy`.
+its EMA. The models that were trained together are numbered in their order, so what follows ``model_3`` differs between
+tokenizers (Post has no discriminator, 1D and 2D no prior); no more than these are read. The pickles beside them are
+never opened. No file is held in memory: see :mod:`overture.interop.streamed_copy`.
 """
 
 from __future__ import annotations

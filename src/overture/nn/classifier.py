@@ -104,14 +104,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierRecord:
-    """What is known about a trained classifier; stored beside its weights and quoted in every protocol."""
+    """What is known about a trained classifier; stored beside its weights."""
 
     config: ClassifierConfig
     seed: int
     train_images: int
     """Images that it was trained on."""
     accuracy: float | None
-    """Top-1 share (0..1) on held-out images; None when there were none."""
+    """Top-1 share (0..1) on held-out images; None in files of others that do not say."""
     held_out_images: int
     weights_hash: str = ""
     """The hash of the weights; filled in when they are saved."""

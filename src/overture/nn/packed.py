@@ -2,8 +2,8 @@
 
 While sampling, weights are constant and a step has few rows, so a step costs what it takes to read the weights. On a
 CPU, matrices are therefore stored in oneDNN's blocked order: for a few rows that is two to three times as fast as
-``F.linear``. An accelerator gains nothing from that order: there the product is ``F.linear``. Query, key and value are one matrix;
-norm scales and gates, functions of the constant condition, are vectors.
+``F.linear``. An accelerator gains nothing from that order: there the product is ``F.linear``. Query, key and value are
+one matrix; norm scales and gates, functions of the constant condition, are vectors.
 
 A packed form is a snapshot: make one for every generation. Packing takes about as long as three steps; remembering it
 would double the memory of an idle model and go stale without a trace when weights are written through ``.data``.

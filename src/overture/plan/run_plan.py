@@ -20,6 +20,7 @@ from overture.data.stream import crops_per_row
 from overture.data.token_files import TokenHeader
 from overture.errors import UsageError
 from overture.layout import Layout
+from overture.losses.cross_entropy import projected_cross_entropy
 from overture.losses.perceptual import ConvNextConfig, DomainConfig, LpipsConfig
 from overture.plan.cost_counter import Cost, CostCounter, parameters
 from overture.priors.guidance import Guidance
@@ -155,11 +156,6 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
     def patches(batch: int) -> Tensor:
         return torch.zeros(batch, config.tokenizer.grid**2, config.tokenizer.encoder.dim)
 
-    def predict(model: Any, batch: int) -> Tensor:
-        sequence_BL = torch.zeros(batch, layout.sequence_length, dtype=torch.long)
-        logits_BLV = model.predict(model.token_embedding(sequence_BL[:, :-1]), sequence_BL[:, 0])
-        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
-
     def cost(run: Callable[[int], Any], precision: Precision = training.precision) -> Cost:
         with autocast(device, precision):
             return counter.cost(run)
@@ -168,8 +164,12 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
         "encode": cost(lambda batch: tokenizer.encode_for_training(images(batch))),
         "decode": cost(lambda batch: tokenizer.decoder(codes(batch))),
         "discriminator": cost(lambda batch: adversarial.discriminator(images(batch))),
-        "prior": cost(lambda batch: predict(prior, batch), config.prior_training.precision),
-        "joint_prior": cost(lambda batch: predict(joint, batch)) if joint is not None else Cost(0, 0),
+        "prior": cost(lambda batch: _predict(prior, batch), config.prior_training.precision),
+        "joint_prior": Cost(
+            cost(lambda batch: _predict(joint, batch)).flops, cost(lambda batch: _joint_loss(joint, batch)).kept
+        )
+        if joint is not None
+        else Cost(0, 0),
         "post": cost(lambda batch: post(patches(batch))) if post is not None else Cost(0, 0),
         "perceptual": _perceptual(config, counter),
     }
@@ -184,6 +184,21 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
         "prior": prior,
     }
     return modules, costs
+
+
+def _predict(model: Any, batch: int) -> Tensor:
+    """The loss of a prior on sequences of its layout."""
+    sequence_BL = torch.zeros(batch, model.layout.sequence_length, dtype=torch.long)
+    logits_BLV = model.predict(model.token_embedding(sequence_BL[:, :-1]), sequence_BL[:, 0])
+    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
+
+
+def _joint_loss(model: Any, batch: int) -> Tensor:
+    """The same of a joint prior, which never holds its logits."""
+    sequence_BL = torch.zeros(batch, model.layout.sequence_length, dtype=torch.long)
+    hidden_BLD = model.hidden(model.token_embedding(sequence_BL[:, :-1]), sequence_BL[:, 0])
+    weight_VD, share_N = model.head.projection.weight, torch.zeros(sequence_BL.numel())
+    return projected_cross_entropy(hidden_BLD.flatten(0, 1), weight_VD, sequence_BL.flatten(), share_N)[0]
 
 
 def _perceptual(config: RunConfig, counter: CostCounter) -> Cost:

@@ -6,7 +6,7 @@ Shapes: N rows, B rows of a batch, T local tokens, L sequence positions, V vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,21 +33,17 @@ class Likelihood:
 
 @torch.inference_mode()
 def measure_likelihood(
-    prior: Prior,
-    ids_NT: Tensor,
-    classes_N: Tensor,
-    *,
-    batch_size: int = 100,
-    done: Callable[[int], object] = lambda rows: None,
+    prior: Prior, batches: Iterable[tuple[Tensor, Tensor]], *, done: Callable[[int], object] = lambda rows: None
 ) -> Likelihood:
-    """Predict local ids ``[N, T]``, told the classes ``[N]``; ``done`` hears of every batch."""
-    if len(ids_NT) == 0 or len(ids_NT) != len(classes_N):
-        raise OvertureError(f"likelihood: {len(ids_NT)} rows and {len(classes_N)} classes")
+    """Predict batches of local ids ``[B, T]``, told their classes ``[B]``; ``done`` hears of every batch."""
     layout, device = prior.layout, prior.token_embedding.weight.device
     was_training = prior.training
     prior.eval()
     total_3L = torch.zeros(3, layout.sequence_length, dtype=torch.double, device=device)
-    for ids_BT, classes_B in zip(ids_NT.split(batch_size), classes_N.split(batch_size), strict=True):
+    rows = 0
+    for ids_BT, classes_B in batches:
+        if len(ids_BT) != len(classes_B):
+            raise OvertureError(f"likelihood: {len(ids_BT)} rows and {len(classes_B)} classes")
         sequence_BL = layout.to_sequence(ids_BT.to(device))
         classes_B = classes_B.to(device)
         prior.check_classes(classes_B)
@@ -59,7 +55,10 @@ def measure_likelihood(
             total_3L[0, place] += (logits_BV.logsumexp(dim=1) - chosen_B).sum()
             total_3L[1, place] += (allowed_BS.logsumexp(dim=1) - chosen_B).sum()
             total_3L[2, place] += torch.special.entr(allowed_BS.softmax(dim=1)).sum()
+        rows += len(ids_BT)
         done(len(ids_BT))
     prior.train(was_training)
-    bits_3L = total_3L.cpu() / (len(ids_NT) * math.log(2))
-    return Likelihood(bits_3L[0], bits_3L[1], bits_3L[2], len(ids_NT))
+    if not rows:
+        raise OvertureError("likelihood: there are no rows to predict")
+    bits_3L = total_3L.cpu() / (rows * math.log(2))
+    return Likelihood(bits_3L[0], bits_3L[1], bits_3L[2], rows)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from overture.config import differences
 from overture.errors import UsageError
 from overture.processes import Processes
 from overture.report import write_report
@@ -86,7 +87,7 @@ def _network_tasks(configs: Sequence[RunConfig], root: Path, networks: Path, dev
         for name in needed_networks(config):
             field = "judge" if name == "judge" else "perceptual_network"
             known = tasks.get(name)
-            if known and getattr(known.config, field) != getattr(config, field):
+            if known and differences(getattr(known.config, field), getattr(config, field)):
                 raise UsageError(f"the runs {known.config.name} and {config.name} have different settings of {field}")
             if not (networks / f"{name}.safetensors").exists():
                 tasks.setdefault(name, Task(name, config, str(root), str(networks), network=name, device=device))

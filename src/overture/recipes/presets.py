@@ -22,7 +22,7 @@ def _pair(guidance: str, temperature: float | str) -> dict[str, Words]:
     """The guided setting, and the temperature of the unguided one."""
     return {
         "paper": {"guidance": guidance, "temperature": 1.0},
-        "unguided": {"guidance": "none", "temperature": temperature},
+        "unguided": {"guidance": "1.0", "temperature": temperature},
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from overture.data.stream import DataConfig
+from overture.evaluation.metrics import METRICS
+from overture.evaluation.networks import DomainNetwork
 from overture.losses.perceptual import ConvNextConfig, DomainConfig, LpipsConfig
 from overture.nn.classifier import ClassifierConfig
 from overture.nn.transformer import TransformerConfig
@@ -27,21 +29,31 @@ def tiny_form(config: RunConfig) -> RunConfig:
     return replace(
         config,
         data=DataConfig(held_out_share=0.1, image_size=28, channels=1, crop="center", mirror=False),
-        judge=_network(config.judge),
-        perceptual_network=_network(config.perceptual_network),
+        judge=_network(config.judge, 0),
+        perceptual_network=_network(config.perceptual_network, 1),
         tokenizer=_tokenizer(config.tokenizer),
         tokenizer_training=_tokenizer_training(config.tokenizer_training),
         tokens=TokensConfig(crops="center"),
         prior=replace(PRIOR, dropout=config.prior.dropout),
         prior_training=_prior_training(config.prior_training),
-        evaluation=replace(config.evaluation, network="domain", samples=200, batch_size=100),
+        evaluation=replace(
+            config.evaluation,
+            network="domain",
+            samples=200,
+            batch_size=100,
+            metrics=_metrics(config.evaluation.metrics),
+        ),
     )
 
 
-def _network(config: DomainNetworkConfig) -> DomainNetworkConfig:
-    return replace(
-        config, network=ClassifierConfig(width=16), training=replace(config.training, steps=30, log_every=10)
-    )
+def _network(config: DomainNetworkConfig, seed: int) -> DomainNetworkConfig:
+    training = replace(config.training, steps=30, log_every=10)
+    return replace(config, network=ClassifierConfig(width=16), training=training, seed=seed)
+
+
+def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Without those that need more than a network trained on the data has."""
+    return tuple(name for name in names if name == "all" or not METRICS.get(name).lacks(DomainNetwork.offers))
 
 
 def _tokenizer(config: TokenizerConfig) -> TokenizerConfig:

@@ -125,8 +125,8 @@ def checkpoints(records: Sequence[Record]) -> list[dict[str, str]]:
     """What was measured: hashes of the weights, and the seed."""
     rows = []
     for record in records:
-        samples = record.distance("unguided") or record.distance("guided")
-        found = {"tokenizer": record.results.reconstruction_distance, "prior": samples}
+        samples = [*record.results.measurements("unguided").values(), *record.results.measurements("guided").values()]
+        found = {"tokenizer": record.results.reconstruction_distance, "prior": next(iter(samples), None)}
         row = {name: short(m.conditions.checkpoint) if m else "not measured yet" for name, m in found.items()}
         rows.append({"name": record.name, **row, "seed": str(record.config.get("seed", "unknown"))})
     return rows

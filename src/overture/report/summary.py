@@ -111,7 +111,7 @@ def _values(records: Sequence[Record], find: Callable[[Record], Measurement | No
     if not found:
         return None
     names = {m.name for _, m in found}
-    name = names.pop() if len(names) == 1 else "Fréchet distance"
+    name = " or ".join(sorted(names))
     printed = [(run, words.distance(m.value)) for run, m in found]
     first = found[0][1].conditions
     unlike = any(differences(first, m.conditions) for _, m in found[1:])

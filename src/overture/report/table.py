@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,7 @@ def _generation_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, 
             if not entries:
                 continue
             names = {entry.name for entry in entries}
-            name = names.pop() if len(names) == 1 else metric
+            name = " or ".join(sorted(names))
             cells = _measured_cells(
                 records,
                 notes,
@@ -181,7 +181,7 @@ def _fewer(record: Record, kind: str, metric: str) -> list[str]:
 def _reconstruction_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...]:
     distances = [r.results.reconstruction_distance for r in records]
     names = {measurement.name for measurement in distances if measurement}
-    name = names.pop() if len(names) == 1 else "Fréchet distance"
+    name = " or ".join(sorted(names)) or "Fréchet distance"
     quality = [(r.results.reconstruction or {}).get("quality") for r in records]
     # Pixel measures need no feature network and no reference statistics.
     kept = ("images", "image_size", "crop", "resize", "dtype", "weights")
@@ -399,10 +399,10 @@ def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
 def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
     """(what, how) for every kind of measurement; runs that were measured alike are told together."""
     kinds: list[tuple[str, Callable[[Record], str | None]]] = [
-        ("Samples without guidance", lambda r: _how(r.distance("unguided"))),
-        ("Samples with guidance", lambda r: _how(r.distance("guided"))),
-        ("Real held-out images", lambda r: _how(r.distance("held_out"))),
-        ("Reconstructions", lambda r: _how(r.results.reconstruction_distance)),
+        ("Samples without guidance", lambda r: _how(r.results.measurements("unguided").values())),
+        ("Samples with guidance", lambda r: _how(r.results.measurements("guided").values())),
+        ("Real held-out images", lambda r: _how(r.results.measurements("held_out").values())),
+        ("Reconstructions", lambda r: _how([m for m in [r.results.reconstruction_distance] if m])),
         ("Entropy of the tokens", _how_entropy),
         ("Prior", _how_likelihood),
         ("Not measured", _skipped),
@@ -419,8 +419,14 @@ def protocol_sentences(records: Sequence[Record]) -> list[tuple[str, str]]:
     return sentences
 
 
-def _how(measurement: Measurement | None) -> str | None:
-    return words.in_words(measurement.conditions) if measurement else None
+def _how(measurements: Iterable[Measurement]) -> str | None:
+    """How they were made; where not all were made alike, which ones."""
+    how: dict[str, list[str]] = {}
+    for measurement in measurements:
+        how.setdefault(words.in_words(measurement.conditions), []).append(measurement.name)
+    if len(how) <= 1:
+        return next(iter(how), None)
+    return " ".join(f"{words.joined(names)}: {said}" for said, names in how.items())
 
 
 def _skipped(record: Record) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from overture.config import changed
+from overture.config import changed, no_number, option
 from overture.data.stream import DataConfig
 from overture.errors import UsageError
 from overture.nn.classifier import ClassifierConfig
@@ -21,8 +21,8 @@ from overture.training.write_tokens import TokensConfig
 __all__ = ["DomainNetworkConfig", "EvaluationConfig", "RunConfig", "WatchConfig"]
 
 _FROM_DATA = {
-    "tokenizer.image_size": ": set data.image_size",
-    "tokenizer.channels": ": set data.channels",
+    "tokenizer.image_size": ": set --data.image-size",
+    "tokenizer.channels": ": set --data.channels",
     "tokenizer.num_classes": "",
     "prior.num_classes": "",
 }
@@ -52,7 +52,7 @@ class EvaluationConfig:
 
     network: str = "domain"
     samples: int = 50_000
-    batch_size: int = 250
+    batch_size: int = no_number(250)
     guidance: str = "1.0"
     temperature: float | str = 1.0
     unguided_temperature: float | str | None = None
@@ -120,8 +120,8 @@ class RunConfig:
     of stage 1 used as it is ("OneStage").
     """
 
-    name: str = "run"
-    recipe: str = ""
+    name: str = no_number("run")
+    recipe: str = no_number("")
     seed: int = 0
     data: DataConfig = DataConfig()
     judge: DomainNetworkConfig = DomainNetworkConfig()
@@ -137,8 +137,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         joint = self.tokenizer_training.joint
+        if self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}, needs >= 0")
         if self.prior_source == "joint" and joint is None:
-            raise UsageError("prior_source is joint, but tokenizer_training.joint is not set; use prior_source tokens")
+            raise UsageError(
+                "--prior-source is joint, but there is no joint prior; add --tokenizer-training.joint default"
+            )
 
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
         """Some options changed, by dotted name (:func:`overture.config.changed`).
@@ -147,7 +151,7 @@ class RunConfig:
         """
         for name, instead in _FROM_DATA.items():
             if name in changes:
-                raise UsageError(f"{name} comes from the data{instead}")
+                raise UsageError(f"{option(name)} comes from the data{instead}")
         changes = dict(changes)
         if "data.image_size" in changes:  # patches have to fit the images that there will be
             changes["tokenizer.image_size"] = changes["data.image_size"]

@@ -8,19 +8,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
-from overture.config import differing_keys, from_dict, to_dict
+from overture.config import differences, from_dict, to_dict
 from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
 from overture.files import read_json, write_json
 from overture.model_files import find_model, read_metadata
 from overture.runs.config import RunConfig
 from overture.runs.results import Results
+from overture.training.progress import stop_requested
 
 __all__ = ["RunDirectory"]
 
@@ -34,7 +36,6 @@ class RunDirectory:
         self.classes = self.root / "classes.json"
         self.metrics = self.root / "metrics.jsonl"
         self.results = self.root / "results.json"
-        self.report = self.root / "report.html"
         self.samples = self.root / "samples"
         self.instruments = self.root / "instruments"
         beside = self.root.resolve().parent / "networks"  # where the runs of one recipe share them
@@ -78,18 +79,19 @@ class RunDirectory:
 
     def write_or_check_config(self, config: RunConfig) -> None:
         """Write the config into a new run; refuse to go on with another config than a run was begun with."""
-        wanted = to_dict(config)
         if not self.config.exists():
-            write_json(self.config, wanted)
+            write_json(self.config, to_dict(config))
             return
-        present = read_json(self.config, dict, "delete the run to start over")
-        # Read as a config first: a field that this version has added has its default in an older run.
-        different = differing_keys(to_dict(from_dict(RunConfig, present, str(self.config))), wanted)
+        # Read as a config: a field that this version has added has its default in an older run.
+        present = from_dict(RunConfig, read_json(self.config, dict, "delete the run to start over"), str(self.config))
+        different = differences(present, config)
         if different:
             raise UsageError(
                 f"{self.root}: was begun with another config ({'; '.join(different[:3])}); "
                 "give another --out, or delete it to start over"
             )
+        if present != config:  # what changes no number may change
+            write_json(self.config, to_dict(config))
 
     def read_results(self) -> Results:
         """All results so far."""
@@ -105,20 +107,28 @@ class RunDirectory:
         """``tokenizer_hash`` and ``prior_hash``: which models a number is of."""
         return {f"{kind}_hash": read_metadata(find_model(self.root, kind), kind)["weights_hash"] for kind in kinds}
 
-    @contextmanager
-    def locked(self, patience: float = 20.0) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out of this run while we work in it.
 
-        For ``patience`` seconds it waits for one that is there: the worker of a killed command saves and ends by itself.
+        It waits a little for one that is there: the worker of a killed command saves and ends by itself.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
-            deadline = time.monotonic() + patience
-            while not _lock(file):
-                if time.monotonic() > deadline:
-                    raise OvertureError(f"{self.root}: another process is working in this run; end it, or wait for it")
-                time.sleep(0.2)
-            yield
+        return _locked(self.root / ".lock", f"{self.root}: another process is working in this run; end it, or wait", 20)
+
+    def locked_network(self, name: str) -> AbstractContextManager[None]:
+        """Wait until no other process trains this network, which several runs may share, and keep others out."""
+        return _locked(self.networks / f".{name}.lock", f"{self.networks}: stopped while another process trains {name}")
+
+
+@contextmanager
+def _locked(path: Path, refusal: str, patience: float = math.inf) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        deadline = time.monotonic() + patience
+        while not _lock(file):
+            if time.monotonic() > deadline or stop_requested():
+                raise OvertureError(refusal)
+            time.sleep(0.2)
+        yield
 
 
 def _lock(file: IO[str]) -> bool:

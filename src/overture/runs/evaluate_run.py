@@ -16,18 +16,20 @@ from overture.analysis import shared_rows
 from overture.analysis.entropy import conditional_entropy
 from overture.data.order import some_of
 from overture.data.stream import ImageData, evaluation_batches
-from overture.errors import UsageError
-from overture.evaluation.conditions import Conditions
+from overture.errors import OvertureError, UsageError
+from overture.evaluation.conditions import CENTRE_CROP, Conditions
 from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
-from overture.evaluation.networks import FeatureNetwork, load_network
+from overture.evaluation.networks import DomainNetwork, FeatureNetwork, load_network
 from overture.evaluation.reconstruction import ReconstructionReport, measure_reconstruction
 from overture.evaluation.statistics import joined_pixels, measure_batches, open_reference, open_samples
+from overture.files import remove
 from overture.losses.perceptual import Lpips, LpipsConfig, available_lpips
 from overture.model_files import read_metadata
 from overture.pictures import save_npz, save_picture
 from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.sampling import Sampling
+from overture.processes import Processes
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.results import Results
@@ -44,13 +46,14 @@ def evaluate_run(
     config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, device: torch.device
 ) -> None:
     """Measure everything that is not measured yet, into ``results.json`` and ``samples/``."""
+    forget_other_models(run)
     pipe = Pipeline.load(run.root, device)
     judge = judge_network(config, run, device)
     make_training_reference(config, data, judge, run)
     parts: dict[str, Callable[[], Any]] = {
         "entropy": lambda: measure_entropy(run),
         "likelihood": lambda: measure_run_likelihood(pipe, run, progress),
-        "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge),
+        "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge, progress),
         "elbo": lambda: negative_elbo(config, run.read_results()),
         "generation": lambda: measure_generation(config, data, run, pipe, judge, progress),
     }
@@ -64,16 +67,28 @@ def evaluate_run(
         draw_samples(config, run, pipe)
 
 
+def forget_other_models(run: RunDirectory) -> None:
+    """Drop what was measured of other models than those that lie here now: numbers, samples and pictures."""
+    results, models = run.read_results(), run.model_hashes("tokenizer", "prior")
+    if results.models and results.models != models:
+        for path in run.samples.glob("*.*"):
+            remove(path)
+        results = Results(seconds=results.seconds)
+    run.write_results(dataclasses.replace(results, models=models))
+
+
 def check_evaluation(config: RunConfig) -> None:
-    """Refuse before the training what would fail after it: unknown segments or metrics, a network not to be had."""
+    """Refuse before the training what would fail after it: unknown segments, metrics or networks that cannot be had."""
     evaluation, layout = config.evaluation, config.tokenizer.layout
     for sampling in evaluation.samplings.values():
         sampling.check(layout)
-    chosen_metrics(evaluation.metrics)
+    metrics = chosen_metrics(evaluation.metrics)
     if config.watch.keep_best == "gfd_guided" and "guided" not in evaluation.samplings:
         raise UsageError("watch: keep_best is gfd_guided, but the evaluation has no guidance; take gfd")
-    if evaluation.network != "domain":
-        load_network(evaluation.network)
+    offers = DomainNetwork.offers if evaluation.network == "domain" else load_network(evaluation.network).offers
+    for metric in metrics if evaluation.metrics and "all" not in evaluation.metrics else ():
+        if lacking := metric.lacks(offers):
+            raise UsageError(f"evaluation.metrics: {metric.name} needs {lacking}, which {evaluation.network} has not")
 
 
 def judge_network(config: RunConfig, run: RunDirectory, device: torch.device | str = "cpu") -> FeatureNetwork:
@@ -108,13 +123,13 @@ def measure_run_likelihood(pipe: Pipeline, run: RunDirectory, progress: Progress
     """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
     out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "central"}
     for part in ("train", "held_out"):
-        ids, labels = run.token_file(part).tensors()
-        progress.start(f"likelihood {part}", len(ids), unit="image")
-        found = measure_likelihood(pipe.prior, ids, labels, done=progress.advance)
+        file = run.token_file(part)
+        progress.start(f"likelihood {part}", file.rows, unit="image")
+        found = measure_likelihood(pipe.prior, file.parts(100), done=progress.advance)
         progress.finish()
         for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):
             bits = bits_L.tolist()
-            out[f"{part}_{name}"] = {"bits_per_position": bits, "bits_per_image": sum(bits), "images": len(ids)}
+            out[f"{part}_{name}"] = {"bits_per_position": bits, "bits_per_image": sum(bits), "images": found.rows}
     return out
 
 
@@ -124,8 +139,7 @@ def run_conditions(config: RunConfig, run: RunDirectory, kind: str) -> Condition
     tokenizer = read_metadata(run.tokenizer_model, "tokenizer").get("use_weights", "ema")
     return Conditions(
         image_size=config.data.image_size,
-        crop="center",
-        resize="box halving, bicubic",
+        **CENTRE_CROP,
         dtype="float32",
         checkpoint=read_metadata(model, kind)["weights_hash"],
         weights=tokenizer if kind == "tokenizer" else f"raw (tokenizer {tokenizer})",
@@ -139,7 +153,12 @@ def held_out_images(config: RunConfig, data: ImageData) -> Iterator[Tensor]:
 
 
 def reconstruction_results(
-    config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline, judge: FeatureNetwork
+    config: RunConfig,
+    data: ImageData,
+    run: RunDirectory,
+    pipe: Pipeline,
+    judge: FeatureNetwork,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Held-out images encoded and decoded: PSNR, SSIM, LPIPS where its weights are at hand, usage, distance; a picture."""
     report: ReconstructionReport = measure_reconstruction(
@@ -147,20 +166,24 @@ def reconstruction_results(
         held_out_images(config, data),
         judge,
         run_conditions(config, run, "tokenizer"),
-        lpips=_lpips(config, pipe.device),
+        lpips=_lpips(config, pipe.device, progress),
         device=pipe.device,
     )
     save_picture(report.shown.flatten(0, 1), report.shown.shape[1], run.samples / "reconstructions.png")
     return report.to_dict()
 
 
-def _lpips(config: RunConfig, device: torch.device) -> Lpips | None:
+def _lpips(config: RunConfig, device: torch.device, progress: Progress) -> Lpips | None:
     """LPIPS with the weights that the run trains with, or with weights that are on this machine already."""
     trained = config.tokenizer_training.perceptual
     if config.data.image_size < Lpips.SMALLEST:
         return None
-    found = trained if isinstance(trained, LpipsConfig) else available_lpips()
-    return found.build().to(device) if found is not None else None
+    try:
+        found = trained if isinstance(trained, LpipsConfig) else available_lpips()
+        return found.build().to(device) if found is not None else None
+    except OvertureError as error:  # the tokenizer may have been trained elsewhere
+        progress.say(f"LPIPS is left out: {error}")
+        return None
 
 
 def negative_elbo(config: RunConfig, results: Results) -> dict[str, Any]:
@@ -190,22 +213,26 @@ def measure_generation(
 ) -> dict[str, Any]:
     """Samples without guidance and with it, and real held-out images, all against the training images."""
     keep = features_needed(chosen_metrics(config.evaluation.metrics))
-    reference = open_reference(str(run.reference), judge, keep_features=keep)
+    where = Processes(device=pipe.device)
+    reference = open_reference(str(run.reference), judge, keep_features=keep, processes=where)
     out = {}
     for kind, sampling in config.evaluation.samplings.items():
         path = run.samples / f"{kind}.npz"
         if not path.exists():
             write_samples(config, run, pipe, sampling, kind, progress)
-        samples = open_samples(str(path), judge, keep_features=keep)
+        samples = open_samples(str(path), judge, keep_features=keep, processes=where)
         words: dict[str, Any] = sampling.to_dict()
-        about = dataclasses.replace(run_conditions(config, run, "prior"), classes="balanced", **words)
+        about = dataclasses.replace(run_conditions(config, run, "prior"), resize=None, classes="balanced", **words)
         out[kind] = evaluate(samples, reference, judge, config.evaluation.metrics, about).to_dict()
     # The floor of every metric: what images score that were never generated.
     name = f"{data.held_out.name}, held-out images"
-    images = held_out_images(config, data)
-    real = measure_batches(name, judge, images, total=len(data.held_out), keep_features=keep)
-    about = Conditions(image_size=config.data.image_size, crop="center", resize="box halving, bicubic")
-    out["held_out"] = evaluate(real, reference, judge, config.evaluation.metrics, about).to_dict()
+    reconstruction = run.read_results().reconstruction
+    assert reconstruction is not None
+    # As many as could be read: corrupt ones are left out.
+    total = reconstruction["quality"]["images"]
+    real = measure_batches(name, judge, held_out_images(config, data), total=total, keep_features=keep, processes=where)
+    about = Conditions(image_size=config.data.image_size, **CENTRE_CROP)
+    out["held_out"] = evaluate(real, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()
     return out
 
 

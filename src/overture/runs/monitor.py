@@ -49,13 +49,20 @@ class _Monitor:
             raise OvertureError(f"{self.path}: damaged ({error!r}); delete it and go on") from error
 
     def due(self, step: int) -> bool:
-        """Whether a measurement is due at this step and not yet made."""
-        return bool(self.every and step and step % self.every == 0 and step not in self.known())
+        """Whether a measurement is due at this step."""
+        return bool(self.every and step and step % self.every == 0)
 
-    def keep(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Write the numbers down."""
-        append_line(self.path, {"step": step, "values": values})
-        return values
+    def measure(self, step: int) -> dict[str, float]:
+        """The numbers of this step: measured now, or found in the file."""
+        known = self.known()
+        if step not in known:
+            known[step] = self.measure_now(step)
+            append_line(self.path, {"step": step, "values": known[step]})
+        return known[step]
+
+    def measure_now(self, step: int) -> dict[str, float]:
+        """Measure the model as it is."""
+        raise NotImplementedError
 
 
 class TokenizerMonitor(_Monitor):
@@ -68,7 +75,7 @@ class TokenizerMonitor(_Monitor):
         self.config, self.trainer, self.judge = config, trainer, judge
         self.source = subset(data.held_out, some_of(len(data.held_out), config.watch.images))
 
-    def measure(self, step: int) -> dict[str, float]:
+    def measure_now(self, step: int) -> dict[str, float]:
         """rFD, PSNR, SSIM, share of codes used by segment, and the entropy of the images' tokens."""
         tokenizer, device = self.trainer.tokenizer.eval(), self.trainer.processes.device
         images = (batch.images for batch in evaluation_batches(self.source, self.config.data, 100))
@@ -84,7 +91,7 @@ class TokenizerMonitor(_Monitor):
         }
         for segment in report.usage.segments:
             values[f"used_{segment.name}"] = segment.used
-        return self.keep(step, values)
+        return values
 
 
 class PriorMonitor(_Monitor):
@@ -103,7 +110,7 @@ class PriorMonitor(_Monitor):
         self.config, self.trainer, self.tokenizer, self.judge, self.save = config, trainer, tokenizer, judge, save
         self.reference = read_statistics(run.reference, judge)
 
-    def measure(self, step: int) -> dict[str, float]:
+    def measure_now(self, step: int) -> dict[str, float]:
         """gFD unguided and guided; writes the first samples as a picture."""
         values = {}
         for kind in self.config.evaluation.samplings:
@@ -113,7 +120,7 @@ class PriorMonitor(_Monitor):
         best = self.config.watch.keep_best
         if best != "none" and all(values[best] < earlier[best] for earlier in self.known().values()):
             self.save(self.run.prior / "best" / "model.safetensors")
-        return self.keep(step, values)
+        return values
 
     def _samples(self, kind: str, picture: str) -> Iterator[Tensor]:
         """The same draws at every step."""

@@ -23,6 +23,8 @@ Part = dict[str, Any]
 class Results:
     """Everything in ``results.json``."""
 
+    models: dict[str, str] = field(default_factory=dict)
+    """``tokenizer_hash`` and ``prior_hash``: the models that everything else was measured of."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock time of each training stage."""
     entropy: Part | None = None
@@ -49,7 +51,9 @@ class Results:
         known = {field.name for field in dataclasses.fields(cls)}
         parts = {key: part for key, part in data.items() if key in known}
         try:
-            if isinstance(parts.get("generation"), list):
+            if isinstance(parts.get("generation"), list) or "held_out_images_distance" in (
+                parts.get("reconstruction") or {}
+            ):
                 parts = _from_old(parts)
             results = cls(**parts)
             for kind in results.generation or {}:
@@ -73,11 +77,18 @@ class Results:
 def _from_old(parts: dict[str, Any]) -> dict[str, Any]:
     """Results of version 0.1.0, where samples had a Fréchet distance alone, beside that of held-out images."""
     generation = {}
-    for entry in parts["generation"]:
+    for entry in parts.get("generation") or ():
+        entry = {**entry, "name": str(entry["name"]).removeprefix("g")}
+        # Said of samples what was done to the images they were measured against.
+        entry["protocol"] = {**entry["protocol"], "crop": "as they are", "resize": None}
         guided = entry["protocol"].get("guidance") not in (None, "none")
         generation["guided" if guided else "unguided"] = {"measurements": {"fid": entry}, "skipped": {}}
     reconstruction = dict(parts.get("reconstruction") or {})
     real = reconstruction.pop("held_out_images_distance", None)
     if real:
+        real = {**real, "name": str(real["name"]).removeprefix("g")}
         generation["held_out"] = {"measurements": {"fid": real}, "skipped": {}}
-    return {**parts, "generation": generation, "reconstruction": reconstruction or None}
+    if "l1" not in reconstruction and not parts.get("elbo"):
+        reconstruction = {}  # it was stopped between the two, and the ELBO now needs what was not kept then
+    generated = generation if parts.get("generation") else None
+    return {**parts, "generation": generated, "reconstruction": reconstruction or None}

@@ -6,11 +6,11 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from overture.config import differing_keys, to_dict
+from overture.config import differences, from_dict, to_dict
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.token_files import TokenFile, TokenStream
 from overture.errors import OvertureError, UsageError
@@ -26,7 +26,7 @@ from overture.runs.evaluate_run import check_evaluation, evaluate_run, judge_net
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
 from overture.training.loop import train
 from overture.training.progress import Interrupted, Progress, SilentProgress, stop_requested
-from overture.training.train_classifier import ClassifierTrainer
+from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
 from overture.training.train_prior import PriorTrainer, bits_of_files, save_prior
 from overture.training.train_tokenizer import TokenizerTrainer
 from overture.training.write_tokens import write_tokens
@@ -84,37 +84,53 @@ def train_network(
     config: RunConfig, data: ImageData, name: str, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
     """Train one domain network (``judge`` or ``perceptual``); never the same one for both."""
-    path = run.networks / f"{name}.safetensors"
-    wanted: DomainNetworkConfig = config.judge if name == "judge" else config.perceptual_network
-    seed = config.seed * 1000 + wanted.seed
-    if path.exists():
-        _check_network(path, config, wanted, seed, data)
-        return
+    with run.locked_network(name) if processes.is_main else nullcontext():
+        processes.barrier()
+        if (run.networks / f"{name}.safetensors").exists():
+            _check_network(config, data, name, run)
+        else:
+            _train_network(config, data, name, run, progress, processes)
+        processes.barrier()
+
+
+def _network_config(config: RunConfig, name: str) -> DomainNetworkConfig:
+    """With the seed that its weights and batches are drawn from."""
+    wanted = config.judge if name == "judge" else config.perceptual_network
+    return dataclasses.replace(wanted, seed=config.seed * 1000 + wanted.seed)
+
+
+def _train_network(
+    config: RunConfig, data: ImageData, name: str, run: RunDirectory, progress: Progress, processes: Processes
+) -> None:
     if config.judge == config.perceptual_network and name == "perceptual":
         raise OvertureError(
             "perceptual_network equals judge: a network must not judge what it trained; change its seed"
         )
-    trainer = ClassifierTrainer(wanted.network, wanted.training, seed=seed, processes=processes, stage=name)
-    settings = dataclasses.replace(config.data, crop="center", mirror=False)  # as it will see images later
+    wanted = _network_config(config, name)
     batch_size = min(wanted.training.batch_size, len(data.train))
-    stream = TrainingStream(data.train, settings, batch_size, seed, processes.rank, processes.size)
+    if batch_size % processes.size:
+        raise UsageError(
+            f"{name}: {batch_size} images a step for {processes.size} processes; set "
+            f"--{'judge' if name == 'judge' else 'perceptual-network'}.training.batch-size to a multiple of that"
+        )
+    trainer = ClassifierTrainer(wanted.network, wanted.training, seed=wanted.seed, processes=processes, stage=name)
+    settings = dataclasses.replace(config.data, crop="center", mirror=False)  # as it will see images later
+    stream = TrainingStream(data.train, settings, batch_size, wanted.seed, processes.rank, processes.size)
     directory = run.networks / name
     train(trainer, stream.batches, directory, directory / "metrics.jsonl", progress)
     if processes.is_main:
         held_out = evaluation_batches(data.held_out, config.data, 500)
-        record = trainer.save(path, len(data.train), held_out)
+        record = trainer.save(run.networks / f"{name}.safetensors", len(data.train), held_out)
         progress.say(f"{name} network: {record.accuracy:.1%} of {record.held_out_images} held-out images right")
         shutil.rmtree(directory, ignore_errors=True)
-    processes.barrier()
 
 
-def _check_network(path: Path, config: RunConfig, wanted: DomainNetworkConfig, seed: int, data: ImageData) -> None:
+def _check_network(config: RunConfig, data: ImageData, name: str, run: RunDirectory) -> None:
     """Refuse a network that was trained otherwise, or on other images."""
+    path = run.networks / f"{name}.safetensors"
     record = load_classifier(path)[1]
-    training = dataclasses.replace(wanted.training, **record.training)
-    present = {"network": to_dict(record.config), "training": to_dict(training), "seed": record.seed}
-    asked = {"network": to_dict(wanted.network), "training": to_dict(wanted.training), "seed": seed}
-    different = differing_keys(present, asked)
+    training = from_dict(ClassifierTrainingConfig, record.training, f"{path}: training")
+    different = differences(DomainNetworkConfig(record.config, training, record.seed), _network_config(config, name))
     if not (1 - config.data.corrupt_limit) * len(data.train) <= record.train_images <= len(data.train):
         different.append(f"it was trained on {record.train_images} images, there are {len(data.train)}")
     if different:

@@ -55,11 +55,11 @@ def run_task(task: Task, progress: Progress, processes: Processes) -> None:
 
 def main() -> int:
     """Do the task given as the first argument."""
-    task = from_dict(Task, json.loads(sys.argv[1]), "task")
     progress = WireProgress()
     failure: dict[str, Any] | None = None
     with stoppable():
         try:
+            task = from_dict(Task, json.loads(sys.argv[1]), "task")
             run_task(task, progress, Processes.join(task.device))
         except UsageError as error:
             failure = {"error": str(error), "status": 2}

@@ -1,1 +1,1 @@
-"""Training: one readable loop per stage, and what the loops share."""
+"""Training: one loop for all stages, and one trainer a stage."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from overture.errors import OvertureError
 from overture.processes import Processes
-from overture.training.checkpoint import latest_step, resume, save_state
+from overture.training.checkpoint import resume, save_state
 from overture.training.metric_log import MetricLog
 from overture.training.progress import Interrupted, Progress, stop_requested
 from overture.training.step import NonFiniteLosses
@@ -63,10 +63,10 @@ class Monitor(Protocol):
     """Something that measures a model in training from time to time, and changes nothing of it."""
 
     def due(self, step: int) -> bool:
-        """Whether a measurement is due at this step and not yet made."""
+        """Whether a measurement is due at this step."""
 
     def measure(self, step: int) -> dict[str, float]:
-        """Measure the model as it is after ``step`` steps; numbers by name."""
+        """Measure the model as it is after ``step`` steps, unless that is known already; numbers by name."""
 
 
 def train(
@@ -123,6 +123,8 @@ class Checkpointer:
 
     def __init__(self, trainer: Trainer, directory: Path) -> None:
         self.trainer, self.directory = trainer, directory
+        # Remembered and not looked up: all processes have to know the same, whoever is still writing.
+        self.saved_step = trainer.step
         self.last_save = time.monotonic()
 
     def after_step(self) -> None:
@@ -142,7 +144,7 @@ class Checkpointer:
 
     def finish(self) -> None:
         """Keep the last state until the model is saved: should that fail, nothing is lost."""
-        if latest_step(self.directory) != self.trainer.step:
+        if self.saved_step != self.trainer.step:
             self.save()
 
     def save(self) -> None:
@@ -150,7 +152,7 @@ class Checkpointer:
         self.trainer.losses.check(self.trainer.processes)
         if self.trainer.processes.is_main:
             self.write()
-        self.last_save = time.monotonic()
+        self.saved_step, self.last_save = self.trainer.step, time.monotonic()
 
     def write(self) -> None:
         """What one process does of a save."""
@@ -167,7 +169,9 @@ def _measure_if_due(monitor: Monitor | None, checkpointer: Checkpointer, log: Me
     if monitor is None or log is None or not monitor.due(trainer.step):
         return
     try:
-        log.write(trainer.step, monitor.measure(trainer.step))
+        values = monitor.measure(trainer.step)
+        if not log.holds(trainer.step, values):
+            log.write(trainer.step, values)
     except Interrupted:
         checkpointer.write()
         raise

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from overture.files import append_line, read_json_lines, replacing
 
@@ -17,10 +18,16 @@ class MetricLog:
 
     def __init__(self, path: Path, stage: str, start_step: int = 0) -> None:
         self.path, self.stage = path, stage
+        self.kept: list[dict[str, Any]] = []
         if path.exists():
             kept = [r for r in read_json_lines(path) if r["stage"] != stage or r["step"] <= start_step]
+            self.kept = [r for r in kept if r["stage"] == stage]
             with replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def holds(self, step: int, names: Iterable[str]) -> bool:
+        """Whether a line of before the start has these numbers of this step."""
+        return any(record["step"] == step and record.keys() >= set(names) for record in self.kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line; non-finite values are left out (JSON has no word for them)."""

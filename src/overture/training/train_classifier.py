@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overture.config import to_dict
+from overture.config import no_number, to_dict
+from overture.data.order import generator
 from overture.data.stream import Batch
 from overture.data.transforms import to_float
 from overture.errors import OvertureError, UsageError
@@ -39,8 +40,8 @@ class ClassifierTrainingConfig:
     label_smoothing: float = 0.1
     mirror: bool = True
     """Mirror each image with probability 1/2; off for data in which left and right mean something (digits)."""
-    log_every: int = 25
-    checkpoint_minutes: float = 10.0
+    log_every: int = no_number(25)
+    checkpoint_minutes: float = no_number(10.0)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every"):
@@ -56,7 +57,7 @@ class ClassifierTrainingConfig:
         """AdamW with the learning rate of these settings."""
         return OptimizerConfig(
             learning_rate=self.learning_rate,
-            learning_rate_min=0.0,
+            learning_rate_min=0.01 * self.learning_rate,
             betas=(0.9, 0.999),
             weight_decay=self.weight_decay,
             warmup=round(self.warm_up * self.steps),
@@ -94,7 +95,7 @@ class ClassifierTrainer:
         self.classifier.train()
         x_BCHW = to_float(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
         if self.training.mirror:
-            mirrored_B = torch.rand(len(x_BCHW), device=device) < 0.5
+            mirrored_B = self.draw_mirrored(len(x_BCHW)).to(device)
             x_BCHW = torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
         logits_BK = self.classifier(x_BCHW)
         loss = F.cross_entropy(logits_BK, batch.labels.to(device), label_smoothing=self.training.label_smoothing)
@@ -102,6 +103,12 @@ class ClassifierTrainer:
         self.trained.optimizer_step(self.step)
         self.step += 1
         return {"loss": loss.detach()}
+
+    def draw_mirrored(self, count: int) -> Tensor:
+        """Which of this process's ``count`` images are mirrored: drawn for the batch of all processes."""
+        start = count * self.processes.rank
+        draws = generator("mirror", self.seed, self.step).random(start + count)
+        return torch.from_numpy(draws[start:] < 0.5)
 
     def logged(self, values: dict[str, float]) -> dict[str, float]:
         """The loss and the learning rate."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overture.config import to_dict
+from overture.config import no_number, to_dict
 from overture.data.order import some_of
 from overture.data.token_files import TokenBatch, TokenFile
 from overture.errors import UsageError
@@ -52,13 +52,13 @@ class PriorTrainingConfig:
     loss: Literal["vocabulary", "allowed"] = "vocabulary"
     ema_half_life: float = 2500.0
     precision: Precision = "bfloat16"
-    compile: bool = False
-    recompute: Recompute = "nothing"
+    compile: bool = no_number(False)
+    recompute: Recompute = no_number("nothing")
     """What transformer blocks compute again in the backward pass instead of keeping it; no number changes."""
-    log_every: int = 25
+    log_every: int = no_number(25)
     evaluate_every: int = 5000
     evaluate_rows: int = 2000
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = no_number(10.0)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_rows"):
@@ -141,7 +141,7 @@ def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure
             return {}
         return {
             f"{name}_bits_per_image": float(
-                measure_likelihood(trainer.prior, *file.tensors(rows[name])).vocabulary.sum()
+                measure_likelihood(trainer.prior, file.parts(100, rows[name])).vocabulary.sum()
             )
             for name, file in files.items()
         }

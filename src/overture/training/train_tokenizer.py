@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overture.config import to_dict
+from overture.config import no_number, to_dict
 from overture.data.stream import Batch
 from overture.data.transforms import to_float
 from overture.errors import OvertureError, UsageError
@@ -62,12 +62,12 @@ class TokenizerTrainingConfig:
     quantizer_weight: float = 1.0
     ema_half_life: float = 1000.0
     precision: Precision = "bfloat16"
-    compile: bool = False
-    recompute: Recompute = "nothing"
+    compile: bool = no_number(False)
+    recompute: Recompute = no_number("nothing")
     """What transformer blocks compute again in the backward pass instead of keeping it: the same numbers, less memory,
     more time (see docs/experiments/performance.md)."""
-    log_every: int = 25
-    checkpoint_minutes: float = 10.0
+    log_every: int = no_number(25)
+    checkpoint_minutes: float = no_number(10.0)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from overture.config import no_number
 from overture.data.base import Source
 from overture.data.stream import DataConfig, crops_per_row, tokenization_batches
 from overture.data.token_files import TokenFile, TokenHeader, TokenWriter
@@ -28,7 +29,7 @@ class TokensConfig:
     """
 
     crops: str = "ten"
-    batch_size: int = 256
+    batch_size: int = no_number(256)
     """Images (crops counted) that the tokenizer encodes at once."""
 
     def __post_init__(self) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from overture.errors import UsageError, nearest
 from overture.registry import OpenList
 
 if TYPE_CHECKING:
     from overture.evaluation.statistics import ImageStatistics
 
 __all__ = ["METRICS", "Metric", "Value"]
+
+PARTS = ("spatial", "score", "features_ND", "pictures")
 
 METRICS = OpenList(
     "metric",
@@ -41,7 +44,8 @@ class Metric:
 
     ``needs`` are the parts of :class:`~overture.evaluation.statistics.ImageStatistics` that both sides have to have:
     ``spatial``, ``features_ND``, ``pictures`` (the images themselves); statistics of the features are always there.
-    ``samples_need`` are those of the samples alone, such as ``score``.
+    ``samples_need`` are those of the samples alone, such as ``score``. What it does not use at all, the feature network
+    or the reference, is left out of its record.
     """
 
     name: str
@@ -54,13 +58,22 @@ class Metric:
     needs: tuple[str, ...] = ()
     samples_need: tuple[str, ...] = ()
     meaning: str = ""
+    uses_network: bool = True
+    uses_reference: bool = True
+    least_images: int = 2
+    """On each side."""
 
-    @property
-    def uses_network(self) -> bool:
-        """Whether the number depends on the feature network: not if it is of the images themselves."""
-        return self.needs != ("pictures",)
+    def __post_init__(self) -> None:
+        for need in (*self.needs, *self.samples_need):
+            if need not in PARTS:
+                raise UsageError(f"metric {self.name}: needs '{need}', which no side has{nearest(need, PARTS)}")
 
-    @property
-    def uses_reference(self) -> bool:
-        """Whether the number depends on the reference: not if only the samples need to have something."""
-        return bool(self.needs) or not self.samples_need
+    def lacks(self, offers: Container[str]) -> str:
+        """What a feature network with these ``offers`` does not have of what this metric needs, in words; or nothing."""
+        known = {"spatial": ("spatial", "spatial features"), "score": ("logits", "classes")}
+        lacking = [
+            known[need][1]
+            for need in (*self.needs, *self.samples_need)
+            if need in known and known[need][0] not in offers
+        ]
+        return lacking[0] if lacking else ""

@@ -21,14 +21,15 @@ from tqdm import tqdm
 from overture.errors import OvertureError
 from overture.processes import Processes
 
-__all__ = ["neighbour_squares", "share_inside"]
+__all__ = ["NEIGHBOURS", "neighbour_squares", "share_inside"]
 
 BLOCK = 2**24  # distances at a time: 128 MB
+NEIGHBOURS = 3
 ROUNDING = 1e-12  # of squared distances, relative to squared lengths: members this near are copies
 
 
 def share_inside(
-    points_ND: Tensor, centres_MD: Tensor, neighbours: int = 3, processes: Processes = Processes()
+    points_ND: Tensor, centres_MD: Tensor, neighbours: int = NEIGHBOURS, processes: Processes = Processes()
 ) -> float:
     """The share of points inside a ball of the centres: precision of samples in a reference, recall the other way round.
 
@@ -45,7 +46,7 @@ def share_inside(
     return float(processes.sum(inside_N).mean())
 
 
-def neighbour_squares(features_ND: Tensor, neighbours: int = 3, processes: Processes = Processes()) -> Tensor:
+def neighbour_squares(features_ND: Tensor, neighbours: int = NEIGHBOURS, processes: Processes = Processes()) -> Tensor:
     """Squared distance float64 ``[N]`` of every member to its k-th nearest other member."""
     if len(features_ND) <= neighbours or neighbours < 1:
         raise OvertureError(

@@ -7,7 +7,7 @@ from torch import Tensor
 from overture.evaluation.metrics import Metric, Value
 from overture.evaluation.metrics.frechet_distance import frechet_distance
 from overture.evaluation.metrics.kernel_distance import kernel_distance
-from overture.evaluation.metrics.precision_recall import share_inside
+from overture.evaluation.metrics.precision_recall import NEIGHBOURS, share_inside
 from overture.evaluation.statistics import ImageStatistics
 
 __all__ = ["FID", "INCEPTION_SCORE", "KID", "PRECISION", "RECALL", "SFID"]
@@ -73,14 +73,15 @@ INCEPTION_SCORE = Metric(
     _inception_score,
     better="higher",
     samples_need=("score",),
+    uses_reference=False,
     meaning="how sure and how varied the classes are",
 )
 PRECISION = Metric(
-    "precision", "Precision", _precision, better="higher", needs=("features_ND",),
+    "precision", "Precision", _precision, better="higher", needs=("features_ND",), least_images=NEIGHBOURS + 1,
     meaning="share of the samples inside the reference's manifold",
 )  # fmt: skip
 RECALL = Metric(
-    "recall", "Recall", _recall, better="higher", needs=("features_ND",),
+    "recall", "Recall", _recall, better="higher", needs=("features_ND",), least_images=NEIGHBOURS + 1,
     meaning="share of the reference inside the samples' manifold",
 )  # fmt: skip
 KID = Metric("kid", "KID", _kid, needs=("features_ND",), meaning="kernel distance of the features, unbiased")
