@@ -54,8 +54,8 @@ def dense_soft(quantizer: SoftQuantizer, features: Tensor, rows: Tensor) -> tupl
 
 
 def blocked_soft(quantizer: SoftQuantizer, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    looked_up, ids = quantizer.look_up(features, rows)
-    return ids, looked_up.square().sum()
+    ids = quantizer.encode(features)
+    return ids, quantizer.embed(features, ids, rows).square().sum()
 
 
 def resident() -> float:

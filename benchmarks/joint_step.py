@@ -55,12 +55,11 @@ def measure(form: str, batch: int, steps: int, threads: int) -> dict[str, float]
         return distance_BLK.argmin(dim=-1)
 
     def dense_soft(
-        z_BLZ: Tensor, codes_KZ: Tensor, rows_KD: Tensor, sizes: tuple[int, ...], temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        z_BLZ: Tensor, codes_KZ: Tensor, rows_KD: Tensor, ids_BL: Tensor, sizes: tuple[int, ...], temperature: float
+    ) -> Tensor:
         soft_BLK = (z_BLZ @ codes_KZ.t() / temperature).softmax(dim=-1)
-        ids_BL = soft_BLK.argmax(dim=-1)
         one_hot_BLK = soft_BLK + (F.one_hot(ids_BL, len(codes_KZ)).float() - soft_BLK).detach()
-        return one_hot_BLK @ rows_KD, ids_BL
+        return one_hot_BLK @ rows_KD
 
     if form == "plain":
         vector.nearest_codes, vector.soft_lookup = dense_nearest, dense_soft  # type: ignore[assignment, attr-defined]

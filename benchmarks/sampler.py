@@ -21,6 +21,8 @@ from torch import Tensor
 from overture.layout import Layout, Segment
 from overture.nn.rope import Rotary, index_positions, rotary
 from overture.priors import Prior, PriorConfig
+from overture.priors.sampler import generate
+from overture.priors.sampling import Sampling
 
 
 class StraightforwardLoop:
@@ -93,7 +95,7 @@ def main() -> None:
             torch.nn.init.normal_(parameter, std=0.05)
     classes = torch.arange(options.images) * 37 % 1000
     print(f"torch {torch.__version__}, {options.threads} threads, {options.images} images, guidance {options.guidance}")
-    ours = partial(prior.generate, classes, guidance=options.guidance, top_k=1)
+    ours = partial(generate, prior, classes, Sampling.parse(options.guidance, top_k=1))
     runs: dict[str, Callable[[], Tensor]] = {
         "straightforward loop, float32": partial(StraightforwardLoop(prior).generate, classes, options.guidance),
         "overture, float32": ours,

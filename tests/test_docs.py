@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -13,24 +15,27 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(?P<mark><!-- (?:not run: [^\n]+|file: (?P<file>\S+)) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
+    r"^(?P<mark><!-- (?:not run: [^\n]+|file: (?P<file>\S+)|fails: (?P<fails>[^\n]+)) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
     re.M | re.S,
 )
 SLOW = ("pip install",)
 """Lines that the continuous integration runs by itself: the installation, and the tests."""
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language (or file) and code of every block that is meant to run.
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """Language (or file), code, and the words that it fails with, of every block that is meant to run.
 
-    ``<!-- not run: reason -->`` above a block exempts it, ``<!-- file: NAME -->`` makes it a file for those after it.
+    ``<!-- not run: reason -->`` above a block exempts it, ``<!-- file: NAME -->`` makes it a file for those after it,
+    ``<!-- fails: words -->`` says what the one command in it tells.
     """
     found = []
     for match in BLOCK.finditer(page.read_text()):
         if match["file"]:
-            found.append((match["file"], match["code"]))
+            found.append((match["file"], match["code"], ""))
+        elif match["fails"]:
+            found.append((match["language"], match["code"], match["fails"]))
         elif not match["mark"] and not any(word in match["code"] for word in SLOW):
-            found.append((match["language"], match["code"]))
+            found.append((match["language"], match["code"], ""))
     return found
 
 
@@ -38,7 +43,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     python = []
-    for language, code in blocks(page):
+    for language, code, fails in blocks(page):
         if language.endswith(".py"):
             (tmp_path / language).write_text(code)
             continue
@@ -48,10 +53,35 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
             python.append(code)  # a page's Python blocks build on each other
             command = [sys.executable, "-c", "\n".join(python)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{page.name}:\n{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        said = f"{page.name}:\n{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        assert (done.returncode != 0) == bool(fails), said
+        if fails:
+            assert fails in done.stderr.splitlines()[-1], said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_named_is_there(page: Path) -> None:
+    """Files and modules in backticks exist; those of a reader's own begin with ``my_``."""
+    source, text = ROOT / "src" / "overture", page.read_text()
+    for name in re.findall(r"`([\w./]+\.py)`", text):
+        own = name.split("/")[-1].startswith("my_") or name.startswith("path/")
+        assert own or (source / name).is_file() or (ROOT / name).is_file(), f"{page.name} names {name}"
+    for name in re.findall(r"`(overture(?:\.\w+)+)`", text):
+        module = (
+            name if importlib.util.find_spec(name.rpartition(".")[0]) and _is_module(name) else name.rpartition(".")[0]
+        )
+        part = name[len(module) + 1 :]
+        assert hasattr(importlib.import_module(module), part) if part else True, f"{page.name} names {name}"
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

@@ -53,18 +53,19 @@ def nearest_codes(z_BLZ: Tensor, codes_KZ: Tensor, sizes: Sequence[int]) -> Tens
 
 
 def soft_lookup(
-    z_BLZ: Tensor, codes_KZ: Tensor, rows_KD: Tensor, sizes: Sequence[int], temperature: float
-) -> tuple[Tensor, Tensor]:
+    z_BLZ: Tensor, codes_KZ: Tensor, rows_KD: Tensor, ids_BL: Tensor, sizes: Sequence[int], temperature: float
+) -> Tensor:
     """``one_hot @ rows`` for the hard-forward, soft-backward one-hot of Prologue (docs/prologue.md, section 5).
 
     ``one_hot = softmax(z codes' / temperature) + stopgrad(hard - softmax)``: forward it is the nearest code's row,
-    backward it is the softmax over the first ``sizes[l]`` codes. Returns ``rows[ids]`` ``[B, L, D]`` and the ids.
-    The backward recomputes the scores block by block.
+    backward it is the softmax over the first ``sizes[l]`` codes. Returns ``rows[ids]`` ``[B, L, D]`` for the ids of the
+    nearest codes. The backward recomputes the scores block by block.
     """
-    ids_BL = nearest_codes(z_BLZ, codes_KZ, sizes)
     with torch.autocast(z_BLZ.device.type, enabled=False):
-        out = _SoftLookup.apply(z_BLZ.float(), codes_KZ.float(), rows_KD.float(), ids_BL, tuple(sizes), temperature)
-    return out, ids_BL
+        looked_up: Tensor = _SoftLookup.apply(
+            z_BLZ.float(), codes_KZ.float(), rows_KD.float(), ids_BL, tuple(sizes), temperature
+        )
+    return looked_up
 
 
 class _SoftLookup(torch.autograd.Function):

@@ -141,11 +141,11 @@ class SoftQuantizer(CodebookQuantizer):
 
     def forward(self, features_BLD: Tensor) -> Quantized:
         z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
-        chosen_BLZ, ids_BL = soft_lookup(z_BLZ, codes_KZ, codes_KZ, self.sizes, self.config.temperature)
+        ids_BL = nearest_codes(z_BLZ, codes_KZ, self.sizes)
+        chosen_BLZ = soft_lookup(z_BLZ, codes_KZ, codes_KZ, ids_BL, self.sizes, self.config.temperature)
         return Quantized(ids_BL, chosen_BLZ, chosen_BLZ.new_zeros(()))
 
     def embed(self, features_BLD: Tensor, ids_BL: Tensor, rows_KD: Tensor) -> Tensor:
         """``one_hot @ rows`` ``[B, L, D]``: how the prior's cross-entropy reaches the encoder."""
-        return soft_lookup(self.project(features_BLD), self.unit_codes(), rows_KD, self.sizes, self.config.temperature)[
-            0
-        ]
+        z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
+        return soft_lookup(z_BLZ, codes_KZ, rows_KD, ids_BL, self.sizes, self.config.temperature)
