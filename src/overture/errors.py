@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["OvertureError", "UsageError", "missing_package", "nearest"]
+__all__ = ["OvertureError", "UsageError", "error_line", "missing_package", "nearest"]
 
 
 class OvertureError(Exception):
@@ -23,6 +23,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f" (did you mean '{close[0]}'?)"
     return f" (valid: {', '.join(choices)})" if choices else ""
+
+
+def error_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, OvertureError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 def missing_package(package: str, extra: str, purpose: str) -> OvertureError:

@@ -7,6 +7,7 @@ processes write together, have a way of their own.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import glob
 import hashlib
@@ -23,8 +24,8 @@ from typing import Any
 from overture.errors import OvertureError
 
 __all__ = [
-    "append_line", "cannot_write", "file_hash", "flush_to_disk", "read_json", "read_json_lines",
-    "remove", "remove_leftovers", "replacing", "write_json",
+    "append_line", "cannot_write", "file_hash", "flush_to_disk", "near_path", "read_json", "read_json_lines",
+    "read_record", "remove", "remove_leftovers", "replacing", "write_json", "write_record",
 ]  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = folder / path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
+        remove_leftovers(path.parent, path.name)
         folder.mkdir()
         yield temporary
         _settle(temporary)
@@ -59,9 +60,9 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(folder)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what processes that are gone have left of writing ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that are gone have left of writing files in a folder (or that of one ``name``)."""
+    for left in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
         host, _, process = left.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")
         same = host in ("", _HOST)  # version 0.1.0 wrote no host
         old = time.time() - left.lstat().st_mtime > 86_400  # of a machine that we cannot ask
@@ -106,6 +107,18 @@ def cannot_write(path: Path, error: Exception) -> OvertureError:
     return OvertureError(f"{path}: cannot write it ({reason or getattr(error, 'strerror', None) or error})")
 
 
+def near_path(path: Path) -> str:
+    """A hint for a path that does not exist: a name beside it that is like it, if there is one."""
+    while not path.parent.exists():
+        path = path.parent
+    try:
+        siblings = {entry.name: entry for entry in path.parent.iterdir() if not entry.name.startswith(".")}
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.75)
+    return f" (did you mean '{siblings[close[0]]}'?)" if close else ""
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder; nothing happens if it is not there."""
     if path.is_dir():
@@ -131,6 +144,27 @@ def read_json(path: Path, kind: type, advice: str = "repair or delete it") -> An
     if not isinstance(data, kind):
         raise OvertureError(f"{path}: holds a {type(data).__name__}, expected a {kind.__name__}; {advice}")
     return data
+
+
+def write_record(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object of numbers that others will trust, with a checksum of it."""
+    plain = json.loads(json.dumps(data, allow_nan=False))  # as it will be read: tuples are lists
+    write_json(path, {**plain, "checksum": _checksum(plain)})
+
+
+def read_record(path: Path, advice: str = "repair or delete it") -> dict[str, Any]:
+    """What :func:`write_record` wrote; refused when it was changed since. Files without a checksum are older."""
+    data: dict[str, Any] = read_json(path, dict, advice)
+    recorded = data.pop("checksum", None)
+    if recorded is not None and recorded != _checksum(data):
+        raise OvertureError(
+            f"{path}: was changed since it was written; {advice} (or take out its line 'checksum' if the change is meant)"
+        )
+    return data
+
+
+def _checksum(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:

@@ -29,6 +29,9 @@ from overture.schedules import predicted_cliff
 
 __all__ = ["Layout", "Position", "Segment"]
 
+MAX_POSITIONS, MAX_SIZE = 2**20, 2**31
+"""Of a segment: more than any model has, and few enough that a damaged file cannot ask for all memory."""
+
 Ids = TypeVar("Ids")
 """A numpy array or a torch tensor of integers; what goes in comes out."""
 
@@ -47,6 +50,11 @@ class Segment:
             raise UsageError(f"segment name '{self.name}' must be a plain word")
         if not self.sizes or min(self.sizes) < 1:
             raise UsageError(f"segment '{self.name}' needs at least one position and sizes >= 1")
+        if len(self.sizes) > MAX_POSITIONS or max(self.sizes) > MAX_SIZE:
+            raise UsageError(
+                f"segment '{self.name}' has {len(self.sizes):,} positions of up to {max(self.sizes):,} codes; at most "
+                f"{MAX_POSITIONS:,} and {MAX_SIZE:,}"
+            )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -237,11 +245,11 @@ class Layout:
         return {"segments": [{"name": s.name, "sizes": list(s.sizes), "separator": s.separator} for s in self.segments]}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Layout:
+    def from_dict(cls, data: Any) -> Layout:
         """The inverse of :meth:`to_dict`."""
         try:
             return cls(tuple(Segment(s["name"], tuple(s["sizes"]), bool(s["separator"])) for s in data["segments"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise OvertureError(f"not a layout: {error!r}") from error
 
     def __str__(self) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,14 +20,17 @@ from torch import Tensor, nn
 
 from overture.config import differences, from_dict
 from overture.errors import OvertureError, UsageError
-from overture.files import cannot_write, replacing
+from overture.files import cannot_write, near_path, replacing
+from overture.hub import HubFolder, is_hub
 
 __all__ = [
-    "check_config", "find_model", "header_texts", "load_weights", "model_hash", "read_metadata", "read_tensors",
+    "check_config", "find_model", "header_texts", "load_model", "model_hash", "read_metadata", "read_tensors",
     "read_weights", "save_model", "weights_hash",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_model(path: Path, kind: str, weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> str:
@@ -45,53 +49,111 @@ def save_model(path: Path, kind: str, weights: Mapping[str, Mapping[str, Tensor]
 def header_texts(kind: str, digest: str, metadata: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a model file, as safetensors stores it."""
     header = {"format_version": FORMAT_VERSION, "kind": kind, "weights_hash": digest, **metadata}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+    return {**texts, "metadata_hash": _texts_hash(texts)}
+
+
+def _texts_hash(texts: Mapping[str, str]) -> str:
+    """Of everything but the hashes themselves: a config decides numbers as weights do."""
+    told = {key: text for key, text in texts.items() if key not in ("weights_hash", "metadata_hash")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """A short hash of names and values, the same on every machine: 16 hexadecimal digits of sha256."""
+    return _hash((name, tensors[name]) for name in sorted(tensors))
+
+
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name, tensor in tensors:
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def read_metadata(path: Path, kind: str) -> dict[str, Any]:
-    """The metadata of a model file of ours; anything else is a one-line error."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; anything else is a one-line error."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            yield file
     except FileNotFoundError as error:
         raise OvertureError(f"{path}: no such file; train it or give another path") from error
     except (OSError, SafetensorError) as error:
         raise OvertureError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def read_metadata(path: Path, kind: str) -> dict[str, Any]:
+    """The metadata of a model file of ours; anything else is a one-line error."""
+    with _opened(path) as file:
+        header = file.metadata() or {}
     if header.get("kind") != kind:
         found = header.get("kind", "file without our metadata")
         raise OvertureError(f"{path}: is a {found}, expected a {kind}")
-    if header["format_version"] != str(FORMAT_VERSION):
-        raise OvertureError(f"{path}: format {header['format_version']}, this version reads {FORMAT_VERSION}")
+    if header.get("format_version") != str(FORMAT_VERSION):
+        raise OvertureError(f"{path}: format {header.get('format_version')}, this version reads {FORMAT_VERSION}")
+    if "weights_hash" not in header or header.get("metadata_hash", _texts_hash(header)) != _texts_hash(header):
+        raise OvertureError(
+            f"{path}: its metadata were changed since it was written; take another copy, or train it again"
+        )
     return {key: _parse(value) for key, value in header.items()}
 
 
 def read_weights(path: Path, role: str) -> dict[str, Tensor]:
-    """The tensors of one role, by name."""
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(f"{role}.")]  # noqa: SIM118 (not a mapping)
-        if not names:
-            raise OvertureError(f"{path}: holds no '{role}' weights")
+    """The tensors of one role, by name; all weights of the file are compared with the hash that it was written with."""
+    _check_hash(path)
+    with _opened(path) as file:
+        names = _names(file, path, role)
         return {name.removeprefix(f"{role}."): file.get_tensor(name) for name in names}
 
 
-def load_weights(module: nn.Module, path: Path, role: str) -> None:
-    """Give ``module`` the weights of one role, and make it ready for use: no dropout, no gradients."""
+def _names(file: Any, path: Path, role: str) -> list[str]:
+    names = [name for name in file.keys() if name.startswith(f"{role}.")]  # noqa: SIM118 (not a mapping)
+    if not names:
+        raise OvertureError(f"{path}: holds no '{role}' weights")
+    return names
+
+
+def _check_hash(path: Path) -> None:
+    """Refuse weights that are not those that were saved; each file is looked at once."""
+    about = path.stat()
+    if _checked.get(path.resolve()) == (about.st_mtime_ns, about.st_size):
+        return
+    with _opened(path) as file:
+        found = _hash((name, file.get_tensor(name)) for name in sorted(file.keys()))
+        recorded = (file.metadata() or {}).get("weights_hash")
+    if found != recorded:
+        raise OvertureError(
+            f"{path}: damaged (its weights have the hash {found}, {recorded} were saved); take another copy, or train again"
+        )
+    _checked[path.resolve()] = (about.st_mtime_ns, about.st_size)
+
+
+_checked: dict[Path, tuple[int, int]] = {}
+
+
+def load_model(path: Path, role: str, build: Callable[[], M]) -> M:
+    """The module that ``build`` makes, with the weights of one role, ready for use: no dropout, no gradients.
+
+    It is built without memory first and compared with the shapes in the file: metadata may claim any size.
+    """
     if role not in ("raw", "ema"):
         raise UsageError(f"weights '{role}' are none of raw, ema")
-    try:
-        module.load_state_dict(read_weights(path, role))
-    except RuntimeError as error:
-        raise OvertureError(f"{path}: does not fit its own config ({' '.join(str(error).split())})") from error
-    module.eval().requires_grad_(False)
+    with _opened(path) as file:
+        names = _names(file, path, role)
+        stored = {name.removeprefix(f"{role}."): tuple(file.get_slice(name).get_shape()) for name in names}
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            raise OvertureError(
+                f"{path}: does not fit its own config ({name} is {stored.get(name, 'missing')}, "
+                f"the config has {wanted.get(name, 'nothing')} there)"
+            )
+    module = build()
+    module.load_state_dict(read_weights(path, role))
+    return module.eval().requires_grad_(False)
 
 
 def check_config(path: Path, kind: str, config: Any) -> dict[str, Any]:
@@ -112,33 +174,23 @@ def model_hash(path: str | Path, kind: str) -> str:
 
 
 def find_model(path: str | Path, kind: str) -> Path:
-    """The model file that ``path`` means: itself, in a directory, in a run, or on the hub."""
-    given = Path(path)
+    """The model file that ``path`` means: itself, in a directory, in a run, or on the hub (``hf:owner/name``)."""
+    if is_hub(path):
+        folder = HubFolder.parse(path)
+        found = folder.fetch("model.safetensors") or folder.fetch(f"{kind}/model.safetensors")
+        if found is None:
+            raise OvertureError(
+                f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there"
+            )
+        return found
+    given = Path(path).expanduser()
     candidates = [given, given / "model.safetensors", given / kind / "model.safetensors"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     if given.exists():
         raise OvertureError(f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there")
-    parts = str(path).split("/")
-    if len(parts) >= 2 and not str(path).startswith((".", "/", "~")) and not Path(parts[0]).is_dir():
-        return _from_hub(str(path), kind)
-    raise OvertureError(f"{path}: no such file, run or hub id")
-
-
-def _from_hub(path: str, kind: str) -> Path:
-    """Download ``owner/repository[/folder]``'s model file into the hub's cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    owner, repository, *folder = path.split("/")
-    errors = []
-    for place in (["model.safetensors"], [kind, "model.safetensors"]):
-        try:
-            return Path(hf_hub_download(f"{owner}/{repository}", "/".join([*folder, *place])))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            errors.append(str(error).strip().split("\n")[0])
-    raise OvertureError(f"{path}: neither a local path nor a {kind} on the hub ({errors[-1]})")
+    raise OvertureError(f"{path}: no such file or run{near_path(given)} (of the hub, write hf:owner/name)")
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Tensor]:

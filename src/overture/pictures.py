@@ -5,18 +5,20 @@ Shapes: N images, C channels, H W height and width.
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from overture.errors import OvertureError, UsageError
-from overture.files import replacing
+from overture.files import cannot_write, flush_to_disk, replacing
 
-__all__ = ["picture_grid", "save_folder", "save_npz", "save_picture"]
+__all__ = ["GrowingImages", "picture_grid", "save_folder", "save_npz", "save_picture"]
 
 
 def save_picture(images_NCHW: Tensor, columns: int, path: Path) -> None:
@@ -61,6 +63,57 @@ def save_npz(batches: Iterable[Tensor], labels: Sequence[int], path: Path) -> No
             raise OvertureError(f"{path}: {written} images for {len(labels)} labels")
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as member:
             np.lib.format.write_array(member, np.asarray(labels, np.int64))
+
+
+class GrowingImages:
+    """Images of one shape in a file that grows while they are made, so that who is stopped need not make them again.
+
+    The file is the number of complete images (8 bytes), then their bytes. The number is written when they are on the disk.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.path, self.shape, self.size = path, shape, math.prod(shape)
+        self.count = 0
+
+    def __enter__(self) -> GrowingImages:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            self.file = self.path.open("r+b")
+            claimed = int.from_bytes(self.file.read(8), "little")
+            held = (self.path.stat().st_size - 8) // self.size
+            self.count = claimed if claimed <= held else 0
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def add(self, images_NCHW: Tensor) -> None:
+        """More images, uint8."""
+        try:
+            self.file.seek(8 + self.count * self.size)
+            self.file.write(np.ascontiguousarray(images_NCHW.numpy()).data)
+            flush_to_disk(self.file)
+            self.count += len(images_NCHW)
+            self.file.seek(0)
+            self.file.write(self.count.to_bytes(8, "little"))
+            self.file.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def batches(self, step: int) -> Iterator[Tensor]:
+        """All of them, uint8 ``[b, C, H, W]``."""
+        self.file.seek(8)
+        for start in range(0, self.count, step):
+            count = min(step, self.count - start)
+            data = np.frombuffer(bytearray(self.file.read(count * self.size)), np.uint8)
+            yield torch.from_numpy(data.reshape(count, *self.shape))
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.path.unlink(missing_ok=True)
 
 
 def save_folder(batches: Iterable[Tensor], labels: Sequence[int], names: Sequence[str], folder: Path) -> None:

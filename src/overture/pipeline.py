@@ -1,6 +1,6 @@
 """Trained models by path, and the two together: classes in, images out.
 
-A path may be a model file, the directory it lies in, a run, or a hub id (``owner/repository`` with our files).
+A path may be a model file, the directory it lies in, a run, or on the hub (``hf:owner/name[@revision][/folder]``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from overture.config import from_dict
 from overture.data.transforms import to_uint8
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
-from overture.model_files import find_model, load_weights, read_metadata
+from overture.model_files import find_model, load_model, read_metadata
 from overture.priors.model import Prior, PriorConfig
 from overture.priors.sampler import generate
 from overture.priors.sampling import Sampling
@@ -32,19 +32,17 @@ def load_tokenizer(path: str | Path, weights: Weights | None = None, device: str
     """A trained tokenizer, ready to use, with the weights its file asks for (EMA if it does not say) or those given."""
     file = find_model(path, "tokenizer")
     metadata = read_metadata(file, "tokenizer")
-    tokenizer = from_dict(TokenizerConfig, metadata["config"], where=f"{file}: config").build()
-    load_weights(tokenizer, file, weights or metadata.get("use_weights", "ema"))
-    return tokenizer.to(device)
+    config = from_dict(TokenizerConfig, metadata.get("config"), where=f"{file}: config")
+    return load_model(file, weights or metadata.get("use_weights", "ema"), config.build).to(device)
 
 
 def load_prior(path: str | Path, weights: Weights = "raw", device: str | torch.device = "cpu") -> Prior:
     """A trained prior, ready to use; published numbers use the raw weights."""
     file = find_model(path, "prior")
     metadata = read_metadata(file, "prior")
-    config = from_dict(PriorConfig, metadata["config"], where=f"{file}: config")
-    prior = config.build(Layout.from_dict(metadata["layout"]))
-    load_weights(prior, file, weights)
-    return prior.to(device)
+    config = from_dict(PriorConfig, metadata.get("config"), where=f"{file}: config")
+    layout = Layout.from_dict(metadata.get("layout"))
+    return load_model(file, weights, lambda: config.build(layout)).to(device)
 
 
 class Pipeline:

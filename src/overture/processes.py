@@ -6,8 +6,11 @@ Launched by ``torchrun``, a process joins a group (nccl on accelerators, gloo on
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,11 +39,17 @@ class Processes:
     @classmethod
     def join(cls, device: str = "auto") -> Processes:
         """Join the group that ``torchrun`` describes in the environment, or stand alone; choose the device."""
+        told = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+        if len(told) == 1:
+            raise UsageError(
+                f"{told[0]} is set in the environment without its companion; start with torchrun, or unset it"
+            )
         place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
             # Long: the others wait while the main process measures.
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
+            end_with_parent()
         if place.type == "cuda":
             torch.cuda.set_device(place)
         return cls(int(os.environ.get("RANK", "0")), size, place)
@@ -144,6 +153,16 @@ class _AllSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return _AllSum.apply(gradient)  # type: ignore[return-value]
+
+
+def end_with_parent() -> None:
+    """Have this process asked to stop when the one that started it is gone (Linux; elsewhere nothing happens)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it went before the call
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def on_threads(work: Callable[[P], None], pieces: Iterable[P]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from overture.errors import OvertureError, UsageError, nearest
 
-__all__ = ["OpenList", "resolve", "strangers_code"]
+__all__ = ["OpenList", "place_of", "resolve", "strangers_code"]
 
 
 _FILES: dict[str, str] = {}
@@ -108,14 +108,16 @@ def strangers_code(what: str) -> Iterator[None]:
         if isinstance(error, SyntaxError) and error.filename:
             place = f"{error.filename}:{error.lineno}"
         else:
-            place = _place(error)
+            place = place_of(error)
         raise OvertureError(f"{what}: {place}: {type(error).__name__}: {reason}") from error
 
 
-def _place(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """File and line of the last frame that is neither ours nor a library's; else of the last one at all."""
     libraries = (str(Path(__file__).parent), str(Path(traceback.__file__).parent), "<frozen")
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not f.filename.startswith(libraries) and "site-packages" not in f.filename]
+    if not frames:
+        return "an unknown place"
     frame = (theirs or list(frames))[-1]
     return f"{frame.filename}:{frame.lineno}"

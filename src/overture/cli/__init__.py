@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import keyword
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from overture import __version__
-from overture.errors import OvertureError, UsageError, nearest
+from overture.errors import UsageError, nearest
+from overture.last_resort import as_line
 
 __all__ = ["main"]
 
@@ -35,6 +40,9 @@ COMMANDS = {
     "recipes": "list the recipes",
 }
 
+SHARED = ("run", "train", "tokenize", "generate", "evaluate")
+"""Commands whose work several processes share."""
+
 
 class Parser(argparse.ArgumentParser):
     """Tells a wrong usage in one line, with the nearest valid word."""
@@ -53,7 +61,8 @@ def build_parser(command: str | None) -> Parser:
     parser = Parser(
         prog="overture",
         description="Autoregressive image generators whose first tokens carry the meaning.",
-        epilog="exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command continues)",
+        epilog="exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command continues); "
+        "--traceback shows where an error comes from",
     )
     parser.add_argument("--version", action="version", version=f"overture {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -69,29 +78,39 @@ def build_parser(command: str | None) -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = next((word for word in words if not word.startswith("-")), None)
+    shown = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
     try:
-        options, rest = build_parser(command).parse_known_args(words)
-        if getattr(options, "accepts_overrides", False):
-            options.overrides = rest
-        elif rest:
-            raise UsageError(f"{command}: unknown option '{rest[0]}'; see overture {command} --help")
-        return options.run(options)
-    except UsageError as error:
-        print(f"overture: {error}", file=sys.stderr)
-        return 2
-    except OvertureError as error:
-        print(f"overture: {error}", file=sys.stderr)
-        return 130 if type(error).__name__ == "Interrupted" else 1
+        return _run(words)
     except KeyboardInterrupt:
         print("overture: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
-    except OSError as error:  # a full disk, a place that cannot be written
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"overture: {where}{error.strerror or error}; what was saved before is kept", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if shown:
+            traceback.print_exc()
+        told = as_line(error, Path(tempfile.gettempdir()) / f"overture-{os.getpid()}.txt")
+        print(f"overture: {told}", file=sys.stderr)
+        if isinstance(told, UsageError):
+            return 2
+        return 130 if type(told).__name__ == "Interrupted" else 1
+
+
+def _run(words: list[str]) -> int:
+    command = next((word for word in words if not word.startswith("-")), None)
+    alone = command is not None and command not in SHARED
+    if alone and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ.get("RANK", "0") != "0":
+            return 2  # the first process tells it
+        raise UsageError(f"{command} works in one process; start it without torchrun (with it: {', '.join(SHARED)})")
+    options, rest = build_parser(command).parse_known_args(words)
+    if getattr(options, "accepts_overrides", False):
+        options.overrides = rest
+    elif rest:
+        raise UsageError(f"{command}: unknown option '{rest[0]}'; see overture {command} --help")
+    status: int = options.run(options)
+    return status
 
 
 if __name__ == "__main__":

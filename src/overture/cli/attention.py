@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
         description="Attention of the encoder from the first tokens of a segment to the patches of the image, mean over "
         "heads, drawn over the images; with how much of it goes to patches and how far it is spread.",
     )
-    parser.add_argument("path", metavar="RUN", help="a run directory, a tokenizer or a hub id")
+    parser.add_argument("path", metavar="RUN", help="a run directory, a tokenizer or hf:owner/name")
     parser.add_argument("--data", help="a folder, zip, npz or data set (default: RUN's held-out images)")
     parser.add_argument("--segment", help="of the layout (default: the first one)")
     parser.add_argument("--tokens", type=int, default=8, help="how many are drawn (default: %(default)s)")

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
     from overture.evaluation.networks import load_network
     from overture.evaluation.statistics import open_reference, open_samples, save_reference
-    from overture.files import write_json
+    from overture.files import write_record
     from overture.processes import Processes
 
     keep = features_needed(chosen_metrics(names))
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(describe(result))
     if options.out:  # last: a full disk must not cost the numbers
-        write_json(options.out, record)
+        write_record(options.out, record)
     return 0
 
 

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         description="Sample images. RUN is a run directory, or give --tokenizer and --prior. Image i is the same at any "
         "batch size and on any number of processes.",
     )
-    parser.add_argument("path", metavar="RUN", nargs="?", help="a run directory (or a hub id)")
+    parser.add_argument("path", metavar="RUN", nargs="?", help="a run directory, or hf:owner/name")
     parser.add_argument("--tokenizer", help="path of the tokenizer, if not RUN's")
     parser.add_argument("--prior", help="path of the prior, if not RUN's")
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of the prior (default: raw)")

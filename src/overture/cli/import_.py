@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
         description="Import a directory of the Prologue release. A tokenizer and its prior in one --out work like a run.",
     )
     parser.add_argument("format", choices=("prologue-release",), help="whose format")
-    parser.add_argument("source", metavar="DIR", help="a directory, or a hub id: Zyriix/prologue/2d-tokenizer")
+    parser.add_argument("source", metavar="DIR", help="a directory, or hf:Zyriix/prologue/2d-tokenizer")
     parser.add_argument("--config", type=Path, metavar="FILE", help="sizes from the release's config_resolved.json")
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

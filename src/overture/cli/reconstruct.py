@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         description="PSNR, SSIM, LPIPS, codebook usage, the distance under a feature network, and a picture of originals "
         "over reconstructions.",
     )
-    parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or a hub id")
+    parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or hf:owner/name")
     parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
     parser.add_argument("--weights", choices=("raw", "ema"), help="(default: the file's own, mostly ema)")
     parser.add_argument("--images", type=int, help="how many, drawn at random (default: all)")

@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
         help="write the tokens of a data source to a token file",
         description="Encode every image. An interrupted file is continued by the same command.",
     )
-    parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or a hub id")
+    parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or hf:owner/name")
     parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
     parser.add_argument("--out", type=Path, required=True, help="the token file")
     parser.add_argument("--crops", choices=("center", "ten"), default="center", help="(default: center)")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overture.data.base import ArraySource
+from overture.data.npz import array_entries, read_array
 from overture.errors import OvertureError, UsageError, nearest
 
 __all__ = ["open_npz"]
@@ -20,7 +19,8 @@ def open_npz(name: str, file: Path, part: str = "") -> ArraySource:
 
     Without a split, or for ``train``, the first pair there is of ``images``/``labels``,
     ``train_images``/``train_labels``, ``x_train``/``y_train``, ``arr_0``/``arr_1``; for another split S,
-    ``S_images``/``S_labels`` or ``x_S``/``y_S``. Images are uint8 ``[N, H, W]`` or ``[N, H, W, 1 or 3]``.
+    ``S_images``/``S_labels`` or ``x_S``/``y_S``. Images are uint8 ``[N, H, W]`` or ``[N, H, W, 1 or 3]``. The classes
+    are those that have images, called by ``class_names`` or by their labels.
     """
     if part in ("", "train"):
         pairs = [
@@ -28,25 +28,39 @@ def open_npz(name: str, file: Path, part: str = "") -> ArraySource:
         ]  # fmt: skip
     else:
         pairs = [(f"{part}_images", f"{part}_labels"), (f"x_{part}", f"y_{part}")]
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            keys = list(archive)
-            pair = next((pair for pair in pairs if set(pair) <= set(keys)), None)
-            if pair is None:
-                raise UsageError(f"{name}: no arrays {_missing(pairs, keys)}")
-            images, labels = archive[pair[0]], archive[pair[1]]
-            classes = [str(c) for c in archive["class_names"]] if "class_names" in keys else []
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise OvertureError(f"{file}: cannot read this npz file ({' '.join(str(error).split())})") from error
+    entries = array_entries(file)
+    pair = next((pair for pair in pairs if set(pair) <= entries.keys()), None)
+    if pair is None:
+        raise UsageError(f"{name}: no arrays {_missing(pairs, list(entries))}")
+    images, labels = (read_array(entries[key]) for key in pair)
+    names = [str(c) for c in read_array(entries["class_names"]).reshape(-1)] if "class_names" in entries else []
     images, labels = _check_images(name, pair[0], images), _check_labels(name, pair[1], labels)
     if len(images) != len(labels):
         raise OvertureError(f"{name}: {len(images)} {pair[0]} but {len(labels)} {pair[1]}")
     if not len(images):
         raise OvertureError(f"{name}: {pair[0]} holds no images")
-    highest = int(labels.max())
-    if classes and highest >= len(classes):
-        raise OvertureError(f"{name}: label {highest} but only {len(classes)} class_names")
-    return ArraySource(name, images, labels, classes or [str(label) for label in range(highest + 1)])
+    return ArraySource(name, images, *_classes(name, labels, names))
+
+
+def _classes(
+    name: str, labels: NDArray[np.integer], names: list[str]
+) -> tuple[NDArray[np.int64], list[str], tuple[str, ...]]:
+    """Labels that count the classes which have images, these classes' names, and notes on what that changes."""
+    values, counted = np.unique(labels, return_inverse=True)
+    highest = int(values[-1])
+    if names and highest >= len(names):
+        raise OvertureError(f"{name}: label {highest} but only {len(names)} class_names")
+    classes = [names[value] if names else str(value) for value in values.tolist()]
+    if len(set(classes)) < len(classes):
+        raise OvertureError(f"{name}: two classes have one name in class_names")
+    notes: tuple[str, ...] = ()
+    if names and len(values) < len(names):
+        absent = [names[value] for value in range(len(names)) if value not in set(values.tolist())]
+        notes = (f"{len(absent)} of {len(names)} classes have no images and are left out: {', '.join(absent[:5])}",)
+    elif not names and highest + 1 != len(values):
+        shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+        notes = (f"the labels are {shown}: {len(classes)} classes, called by these numbers",)
+    return counted.reshape(-1).astype(np.int64), classes, notes
 
 
 def _missing(pairs: list[tuple[str, str]], keys: list[str]) -> str:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from overture.errors import OvertureError, UsageError
 
-__all__ = ["ArraySource", "CorruptImage", "Source", "Subset", "decode_image", "digest", "split", "subset"]
+__all__ = [
+    "ArraySource",
+    "CorruptImage",
+    "Source",
+    "Subset",
+    "decode_image",
+    "digest",
+    "same_fingerprint",
+    "split",
+    "subset",
+]
+
+MAX_PIXELS = 2**27
+"""134 megapixels: 400 MB in colour."""
+MAX_ASPECT = 128
+"""How often the shorter side may fit into the longer one: the picture is resized by the shorter."""
 
 _RGB_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 _GREY_MODES = ("L", "LA", "La", "1")
@@ -34,13 +50,15 @@ class Source(ABC):
     """The class of every image ``[N]``."""
     in_memory: bool = False
     """Whether reading costs no decoding."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the data were understood, such as folders that were left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """Image ``index``, mode ``L`` or ``RGB``; raises :class:`CorruptImage`."""
+        """Image ``index``, mode ``L`` or ``RGB`` (``LA`` or ``RGBA`` if transparent); raises :class:`CorruptImage`."""
 
     @abstractmethod
     def path(self, index: int) -> str:
@@ -57,9 +75,14 @@ class ArraySource(Source):
     in_memory = True
 
     def __init__(
-        self, name: str, images: NDArray[np.uint8], labels: NDArray[np.integer], classes: Sequence[str]
+        self,
+        name: str,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer],
+        classes: Sequence[str],
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self.name = name
+        self.name, self.notes = name, notes
         self.images = np.ascontiguousarray(images)
         self.labels = np.asarray(labels).astype(np.int64)
         self.classes = tuple(classes)
@@ -86,7 +109,7 @@ class Subset(Source):
         self.name = name or source.name
         self.classes = source.classes
         self.labels = source.labels[self.indices]
-        self.in_memory = source.in_memory
+        self.in_memory, self.notes = source.in_memory, source.notes
 
     def read(self, index: int) -> Image.Image:
         return self.source.read(int(self.indices[index]))
@@ -95,7 +118,9 @@ class Subset(Source):
         return self.source.path(int(self.indices[index]))
 
     def fingerprint(self) -> str:
-        return digest(self.source.fingerprint().encode(), self.indices.data)
+        whole = self.source.fingerprint()
+        way = whole.rpartition("-")[0]
+        return (f"{way}-" if way else "") + digest(whole.encode(), self.indices.data)
 
 
 def subset(source: Source, indices: Sequence[int] | NDArray[np.integer]) -> Source:
@@ -129,27 +154,63 @@ def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Source]:
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """Decode an image file to mode ``L`` (grey) or ``RGB``.
+    """Decode an image file to mode ``L`` or ``RGB``, or ``LA`` or ``RGBA`` where some of it is transparent.
 
-    Palettes, CMYK and the like become RGB; an alpha channel is dropped, not composited; orientation tags are not
-    applied; of an animation the first frame counts. 16-bit and float images are refused: cutting them to 8 bits
-    would be a guess about their range.
+    Turned upright as its EXIF tag says; palettes, CMYK and the like become RGB; of an animation the first frame counts.
+    16-bit and float images are refused: cutting them to 8 bits would be a guess about their range. So are, by their
+    header alone, images of more than ``MAX_PIXELS`` and those narrower than ``MAX_ASPECT``.
     """
     if not data:
         raise CorruptImage(f"{where}: the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except MemoryError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and odd tags; what is wrong is an error anyway
+            image: Image.Image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise CorruptImage(f"{where}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise CorruptImage(f"{where}: {image.width} x {image.height} pixels, too narrow to cut a square from")
+            image.load()
+            image = _upright(image)
+            plain = _without_palette(image)
+    except (MemoryError, CorruptImage):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split()) if not isinstance(error, UnidentifiedImageError) else "no image"
         raise CorruptImage(f"{where}: cannot decode this image ({reason or type(error).__name__})") from error
-    if image.mode in _GREY_MODES:
-        return image if image.mode == "L" else image.convert("L")
-    if image.mode in _RGB_MODES:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    raise OvertureError(f"{where}: images of mode {image.mode} are not supported, convert them to 8-bit grey or RGB")
+    if plain is None:
+        raise OvertureError(
+            f"{where}: images of mode {image.mode} are not supported, convert them to 8-bit grey or RGB"
+        )
+    return plain
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as the camera was held; a tag that cannot be read turns nothing."""
+    try:
+        return ImageOps.exif_transpose(image) or image
+    except Exception:  # tags are read by rules of their own, and the pixels are good
+        return image
+
+
+def _without_palette(image: Image.Image) -> Image.Image | None:
+    """In mode L, RGB, LA or RGBA, with alpha only where something shows through; None for other kinds of images."""
+    grey = image.mode in _GREY_MODES
+    if not grey and image.mode not in _RGB_MODES:
+        return None
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        alpha = colour.getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return Image.merge("LA", (colour.getchannel("R"), alpha)) if grey else colour
+        image = colour
+    return image.convert("L" if grey else "RGB") if image.mode != ("L" if grey else "RGB") else image
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    """Whether two fingerprints may be of the same data. Those of another way to take them (``WAY-...``) cannot be told."""
+    comparable = bool(one and other) and one.rpartition("-")[0] == other.rpartition("-")[0]
+    return one == other or not comparable
 
 
 def digest(*parts: bytes | memoryview) -> str:

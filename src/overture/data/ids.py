@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from overture.data.npz import ArrayEntry, array_entries, read_array
 from overture.data.token_files import MAGIC, TokenFile
 from overture.errors import OvertureError, UsageError, nearest
 from overture.layout import Layout
@@ -34,7 +34,7 @@ class LoadedIds:
 def load_ids(path: Path | str, crop: int | None = None) -> LoadedIds:
     """The ids in a token file (of one ``crop`` of every image: the central one unless told), a ``.npy`` or a ``.npz`` file.
 
-    In an ``.npz``: the array called ``ids``, ``tokens`` or ``arr_0``, else the first 2-D array of integers; labels are
+    In an ``.npz``: the array called ``ids``, ``tokens`` or ``arr_0``, else the only 2-D array of integers; labels are
     the array called ``labels`` or ``arr_1``, when it has one integer per row.
     """
     path = Path(path)
@@ -53,28 +53,37 @@ def load_ids(path: Path | str, crop: int | None = None) -> LoadedIds:
         if not 0 <= crop < tokens.crops:
             raise UsageError(f"{path}: no crop {crop}, it has {tokens.crops} (counted from 0)")
         return LoadedIds(tokens.stored[:, crop], tokens.labels, tokens.layout)
-    try:
-        if start[:6] == b"\x93NUMPY":
-            return LoadedIds(_check(path, "the array", np.load(path, mmap_mode="r", allow_pickle=False)))
-        if start[:4] == b"PK\x03\x04":
-            with np.load(path, allow_pickle=False) as archive:
-                return _from_archive(path, {key: archive[key] for key in archive})
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise OvertureError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
+    if start[:6] == b"\x93NUMPY":
+        return LoadedIds(_check(path, "the array", _mapped(path)))
+    if start[:4] == b"PK\x03\x04":
+        return _from_archive(path, array_entries(path))
     raise OvertureError(f"{path}: neither a token file nor a .npy or .npz file")
 
 
-def _from_archive(path: Path, arrays: dict[str, NDArray[np.generic]]) -> LoadedIds:
-    names = [key for key in KEYS if key in arrays]
-    names += [key for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "iu"]
-    if not names:
-        shapes = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in arrays.items())
+def _mapped(path: Path) -> NDArray[np.generic]:
+    """The array of a ``.npy`` file, of which only what is asked for is read."""
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, TokenError) as error:
+        raise OvertureError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
+
+
+def _from_archive(path: Path, entries: dict[str, ArrayEntry]) -> LoadedIds:
+    matrices = [key for key, entry in entries.items() if len(entry.shape) == 2 and entry.dtype.kind in "iu"]
+    known = next((key for key in KEYS if key in entries), None)
+    if known is None and len(matrices) > 1:
+        raise OvertureError(
+            f"{path}: {len(matrices)} matrices of integers ({', '.join(matrices)}); call the one of token ids '{KEYS[0]}'"
+        )
+    if known is None and not matrices:
+        shapes = ", ".join(f"{key} {entry.dtype} {entry.shape}" for key, entry in entries.items())
         raise OvertureError(f"{path}: no 2-D array of integers here, only {shapes or 'nothing'}")
-    ids = _check(path, names[0], arrays[names[0]])
+    name = known or matrices[0]
+    ids = _check(path, name, read_array(entries[name]))
     for key in LABEL_KEYS:
-        labels = arrays.get(key)
-        if labels is not None and labels.shape == ids.shape[:1] and labels.dtype.kind in "iu":
-            return LoadedIds(ids, labels.astype(np.int64))
+        entry = entries.get(key)
+        if entry is not None and entry.shape == ids.shape[:1] and entry.dtype.kind in "iu":
+            return LoadedIds(ids, read_array(entry).astype(np.int64))
     return LoadedIds(ids)
 
 

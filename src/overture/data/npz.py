@@ -6,8 +6,10 @@ from its beginning.
 
 from __future__ import annotations
 
+import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,13 @@ from overture.files import replacing
 __all__ = ["ArrayEntry", "array_entries", "read_array", "write_arrays"]
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_FAILURES = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
+_FAILURES = (
+    ValueError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, NotImplementedError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError,
+)  # fmt: skip
+MAX_UNPACKED = 2**28
+MAX_RATIO = 50
+"""An array may unpack to 256 MB, or to 50 times its size in the file: what is larger is no data but a trap."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,14 @@ class ArrayEntry:
 def array_entries(file: Path) -> dict[str, ArrayEntry]:
     """The arrays of a ``.npz`` by name (of a ``.npy``: one, called ``arr_0``), by their headers alone."""
     with _failures(file):
-        if file.suffix == ".npy":
+        with file.open("rb") as stream:
+            single = stream.read(6) == b"\x93NUMPY"
+        if single:
             with file.open("rb") as stream:
                 shape, dtype, fortran = _read_header(stream)
+                held = file.stat().st_size - stream.tell()
+                if not dtype.hasobject and held < math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"holds {held:,} bytes, not its {shape} {dtype}")
                 return {"arr_0": ArrayEntry(file, "", shape, dtype, stream.tell(), fortran)}
         entries = {}
         with zipfile.ZipFile(file) as archive, file.open("rb") as raw:
@@ -103,6 +116,11 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
                     raise ValueError(
                         f"'{info.filename}' holds {info.file_size - header:,} bytes, not its {shape} {dtype}"
                     )
+                if info.file_size > max(MAX_UNPACKED, MAX_RATIO * info.compress_size):
+                    raise ValueError(
+                        f"'{info.filename}' unpacks {info.compress_size:,} bytes to {info.file_size:,}; save it with "
+                        "numpy.savez, which does not compress"
+                    )
                 offset = None
                 if info.compress_type == zipfile.ZIP_STORED:
                     raw.seek(info.header_offset)
@@ -114,8 +132,10 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
 
 
 def read_array(entry: ArrayEntry) -> NDArray[Any]:
-    """The whole array; for small ones."""
+    """The whole array."""
     with _failures(entry.file):
+        if entry.dtype.hasobject:
+            raise ValueError("an array holds Python objects, which are never read")
         if not entry.member:
             return np.asarray(np.load(entry.file, allow_pickle=False))
         with zipfile.ZipFile(entry.file) as archive, archive.open(entry.member) as stream:

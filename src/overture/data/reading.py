@@ -8,6 +8,7 @@ come back as a page of traceback.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -20,13 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from overture.data.base import CorruptImage, Source
-from overture.data.transforms import with_channels
+from overture.data.transforms import on_background, with_channels
 from overture.errors import OvertureError
 
 __all__ = ["Batch", "CorruptCount", "ImageReader", "Reader", "read_in_order"]
 
 CACHE_BYTES = 512 * 2**20
-"""Data sets that are smaller than this when decoded are decoded once and kept in memory (by every worker)."""
+"""Decoded images are kept in memory up to this size (by every worker)."""
 
 B = TypeVar("B", covariant=True)
 
@@ -45,6 +46,8 @@ class Batch:
     indices: Tensor
     """int64 ``[B]``: which images of the source these are."""
     corrupt: dict[str, str] = field(default_factory=dict)
+    transparent: int = 0
+    """How many of them the background shows through."""
 
 
 class Reader(Protocol[B]):
@@ -54,34 +57,48 @@ class Reader(Protocol[B]):
 
 
 class ImageReader:
-    """Reads single images of a source with the right number of channels; remembers a small source's images."""
+    """Reads single images of a source with the right number of channels, on one background; remembers what fits."""
 
-    def __init__(self, source: Source, channels: int) -> None:
-        self.source, self.channels = source, channels
-        self._cache: dict[int, Image.Image | CorruptImage] | None = None
+    def __init__(self, source: Source, channels: int, background: str = "white") -> None:
+        self.source, self.channels, self.background = source, channels, background
+        self.transparent: set[int] = set()
+        """Images met so far that the background shows through."""
+        self._cache: dict[int, Image.Image | CorruptImage] = {}
+        self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "transparent": set(), "_cache": {}, "_cached_bytes": 0}
 
     def read(self, index: int) -> Image.Image:
         """Image ``index``; raises :class:`CorruptImage`."""
-        if self._cache is not None and index in self._cache:
-            known = self._cache[index]
-            if isinstance(known, CorruptImage):
-                raise known
-            return known
+        known = self._cache.get(index)
+        if known is None:
+            known = self._decode(index)
+            self._remember(index, known)
+        if isinstance(known, CorruptImage):
+            raise known
+        return known
+
+    def _decode(self, index: int) -> Image.Image | CorruptImage:
         try:
             image = self.source.read(index)
         except CorruptImage as error:
-            if self._cache is not None:
-                self._cache[index] = error.with_traceback(None)
-            raise
-        image = with_channels(image, self.channels, self.source.path(index))
-        if self._cache is None and not self.source.in_memory and self._fits(image):
-            self._cache = {}
-        if self._cache is not None:
+            return error.with_traceback(None)
+        if image.mode in ("LA", "RGBA"):
+            self.transparent.add(index)
+            image = on_background(image, self.background)
+        return with_channels(image, self.channels, self.source.path(index))
+
+    def _remember(self, index: int, image: Image.Image | CorruptImage) -> None:
+        """Keep a decoded image while there is room for it; the others are decoded every time."""
+        if self.source.in_memory:
+            return
+        # Pillow keeps 1 byte per grey pixel and 4 per colour pixel; 1 KiB is about what the objects around them take.
+        pixels = 0 if isinstance(image, CorruptImage) else image.width * image.height
+        size = pixels * (4 if self.channels == 3 else 1) + 1024
+        if self._cached_bytes + size <= CACHE_BYTES:
             self._cache[index] = image
-        return image
+            self._cached_bytes += size
 
     def read_or_next(self, index: int, corrupt: dict[str, str]) -> tuple[int, Image.Image]:
         """Image ``index``, or the first readable one after it; adds what was not readable to ``corrupt``."""
@@ -92,11 +109,6 @@ class ImageReader:
             except CorruptImage as error:
                 corrupt[self.source.path(place)] = str(error)
         raise OvertureError(f"{self.source.name}: none of its {len(self.source)} images can be read")
-
-    def _fits(self, image: Image.Image) -> bool:
-        # Pillow keeps 1 byte per grey pixel and 4 per colour pixel; 1 KiB is about what the objects around them take.
-        size = image.width * image.height * (4 if self.channels == 3 else 1) + 1024
-        return size * len(self.source) <= CACHE_BYTES
 
 
 class CorruptCount:
@@ -112,8 +124,8 @@ class CorruptCount:
         if corrupt and len(self.found) > self.limit * len(self.source):
             first = next(iter(self.found.values()))
             raise OvertureError(
-                f"{len(self.found)} of {len(self.source)} images are corrupt, more than corrupt_limit {self.limit:g}"
-                f" allows; the first: {first}"
+                f"{len(self.found)} of {len(self.source)} images are corrupt, more than --data.corrupt-limit {self.limit:g} "
+                f"allows; the first: {first}"
             )
 
 
@@ -132,7 +144,11 @@ def read_in_order(reader: Reader[B], keys: Iterator[NDArray[np.int64]], workers:
         worker_init_fn=_leave_interrupts_to_the_parent,
         generator=torch.Generator(),  # its own: starting workers must not advance the run's random state
     )
+    # Torch's own handler would raise in the middle of whatever this process does when a worker is gone; next() tells, too.
+    handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
     try:
         while True:
             try:
@@ -143,7 +159,9 @@ def read_in_order(reader: Reader[B], keys: Iterator[NDArray[np.int64]], workers:
                 if not str(error).startswith("DataLoader worker"):
                     raise
                 reason = str(error).splitlines()[0].rstrip(". ")
-                raise OvertureError(f"a data worker died ({reason}): try fewer workers, or more memory") from error
+                raise OvertureError(
+                    f"a data worker died ({reason}): try fewer --data.workers, or more memory"
+                ) from error
             if isinstance(batch, OvertureError):
                 raise batch
             yield batch
@@ -167,5 +185,6 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent finishes its step, saves, and then ends the workers."""
+    """Signals may reach every process at once; the parent finishes its step, saves, and then ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import ImageColor
 
 from overture.config import no_number
 from overture.data.base import CorruptImage, Source, split
@@ -39,6 +40,8 @@ class DataConfig:
     crop: Literal["random", "center"] = "random"
     mirror: bool = True
     """Whether training sees every image and its mirror once an epoch."""
+    background: str = "white"
+    """What shows where an image is transparent: a colour as CSS writes it."""
     corrupt_limit: float = 0.001
     """The share of the images that may be corrupt (they are passed over and counted) before the run stops."""
     workers: int = no_number(0)
@@ -49,6 +52,10 @@ class DataConfig:
             raise UsageError(f"data: image_size is {self.image_size}, needs >= 1")
         if self.channels not in (1, 3):
             raise UsageError(f"data: channels is {self.channels}, needs 1 (grey) or 3 (colour)")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise UsageError(f"data: background '{self.background}' is no colour (white, black, '#ffeedd')") from error
         if not 0 <= self.corrupt_limit < 1:
             raise UsageError(f"data: corrupt_limit is {self.corrupt_limit}, needs a share: 0 <= limit < 1")
         if not self.held_out and not 0 < self.held_out_share < 1:
@@ -172,7 +179,7 @@ class _TrainingReader:
     """Key: epochs and items ``[2, B]``. With ``mirror``, item i + N is the mirror of image i."""
 
     def __init__(self, source: Source, config: DataConfig, seed: int) -> None:
-        self.images = ImageReader(source, config.channels)
+        self.images = ImageReader(source, config.channels, config.background)
         self.config, self.seed = config, seed
 
     def __call__(self, key: NDArray[np.int64]) -> Batch:
@@ -188,14 +195,14 @@ class _TrainingReader:
             else:
                 view = center_crop(image, size)
             pixels_BHWC[row] = view[:, ::-1] if mirrored else view
-        return _batch(self.images.source, pixels_BHWC, indices, corrupt)
+        return _batch(self.images, pixels_BHWC, indices, corrupt)
 
 
 class _EvaluationReader:
     """Key: indices ``[B]``."""
 
     def __init__(self, source: Source, config: DataConfig) -> None:
-        self.images = ImageReader(source, config.channels)
+        self.images = ImageReader(source, config.channels, config.background)
         self.size, self.channels = config.image_size, config.channels
 
     def __call__(self, key: NDArray[np.int64]) -> Batch:
@@ -209,14 +216,14 @@ class _EvaluationReader:
             else:
                 indices.append(index)
         pixels_BHWC = np.stack(views) if views else np.empty((0, self.size, self.size, self.channels), np.uint8)
-        return _batch(self.images.source, pixels_BHWC, np.array(indices, np.int64), corrupt)
+        return _batch(self.images, pixels_BHWC, np.array(indices, np.int64), corrupt)
 
 
 class _CropsReader:
     """Key: indices ``[B]``; K crops of every image."""
 
     def __init__(self, source: Source, config: DataConfig, crops: str, seed: int) -> None:
-        self.images = ImageReader(source, config.channels)
+        self.images = ImageReader(source, config.channels, config.background)
         self.size, self.channels, self.crops, self.seed = config.image_size, config.channels, crops, seed
 
     def __call__(self, key: NDArray[np.int64]) -> Batch:
@@ -234,10 +241,14 @@ class _CropsReader:
                 for crop in range(count):
                     rng = generator("crop", self.seed, crop, index)
                     pixels_BKHWC[row, crop] = random_crop(image, self.size, rng)
-        return _batch(self.images.source, pixels_BKHWC, indices, corrupt)
+        return _batch(self.images, pixels_BKHWC, indices, corrupt)
 
 
-def _batch(source: Source, pixels: NDArray[np.uint8], indices: NDArray[np.int64], corrupt: dict[str, str]) -> Batch:
+def _batch(
+    reader: ImageReader, pixels: NDArray[np.uint8], indices: NDArray[np.int64], corrupt: dict[str, str]
+) -> Batch:
     """Channels come last in Pillow and first in torch."""
     images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3)))
-    return Batch(images, torch.from_numpy(source.labels[indices]), torch.from_numpy(indices), corrupt)
+    labels = torch.from_numpy(reader.source.labels[indices])
+    transparent = sum(index in reader.transparent for index in indices.tolist())
+    return Batch(images, labels, torch.from_numpy(indices), corrupt, transparent)

@@ -1,8 +1,9 @@
 """Token files: a whole data set as ids, in one memory-mapped file.
 
 The file is: 8 magic bytes, the length of the header (uint64), the header (JSON), the ids ``[rows, crops, T]`` (uint16, or
-uint32 when a codebook is larger than 65,536), the labels ``[rows]`` (int32). Ids and labels start at multiples of 64
-bytes; everything is little-endian. Ids are local (see :mod:`overture.layout`).
+uint32 when a codebook is larger than 65,536), the labels ``[rows]`` (int32), and a CRC-32 (uint32) of the ids and labels
+of every block of rows. Ids and labels start at multiples of 64 bytes; everything is little-endian. Ids are local (see
+:mod:`overture.layout`). Files of format 1 have no checksums.
 
 A file that is being written has ``.partial`` at the end of its name and more bytes at its end: the rows per block
 (uint64), and for every block of rows one byte that is 1 once the block is complete. So any number of processes can
@@ -13,15 +14,16 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from overture.data.base import Source
+from overture.data.base import Source, same_fingerprint
 from overture.data.order import ShuffledOrder, generator
 from overture.errors import OvertureError, UsageError
 from overture.files import flush_to_disk
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["TokenBatch", "TokenFile", "TokenHeader", "TokenStream", "TokenWriter"]
 
 MAGIC = b"OVTOKENS"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGNMENT = 64
 
 
@@ -53,8 +55,13 @@ class TokenHeader:
     """The name of the images' source."""
     fingerprint: str = ""
     """The fingerprint of the images' source."""
+    block: int = 256
+    """Rows that are written, and checked, together; 0 in files of format 1."""
 
     def __post_init__(self) -> None:
+        counts = (self.crops_per_row, self.rows, self.num_classes, self.block)
+        if not all(isinstance(count, int) for count in counts) or self.block < 0:
+            raise UsageError(f"token file: a count is no whole number or negative: {counts}")
         if self.rows < 1 or self.crops_per_row < 1 or self.num_classes < 1:
             raise UsageError(
                 f"a token file needs at least one row, crop and class, got {self.rows} rows,"
@@ -71,7 +78,11 @@ class TokenHeader:
     def to_bytes(self) -> bytes:
         """Magic, length and JSON."""
         fields = {**asdict(self), "layout": self.layout.to_dict()}
-        text = json.dumps({"format_version": FORMAT_VERSION, **fields}).encode()
+        if not self.block:
+            del fields["block"]
+        else:
+            fields["checksum"] = zlib.crc32(json.dumps(fields).encode())
+        text = json.dumps({"format_version": FORMAT_VERSION if self.block else 1, **fields}).encode()
         return MAGIC + len(text).to_bytes(8, "little") + text
 
     @classmethod
@@ -89,11 +100,15 @@ class TokenHeader:
             raise OvertureError(f"{path}: truncated token file (its header is incomplete)")
         try:
             data: dict[str, Any] = json.loads(text)
-            version = data.pop("format_version")
-            if version == FORMAT_VERSION:
-                return cls(**{**data, "layout": Layout.from_dict(data["layout"])})
-        except (ValueError, KeyError, TypeError, AttributeError, OvertureError) as error:
-            raise OvertureError(f"{path}: the header of this token file is damaged ({error!r})") from error
+            version, checksum = data.pop("format_version"), data.pop("checksum", None)
+            if version in (1, FORMAT_VERSION):
+                block = {"block": 0} if version == 1 else {}
+                header = cls(**{**data, **block, "layout": Layout.from_dict(data["layout"])})
+                if header.to_bytes() != start + length.to_bytes(8, "little") + text:
+                    raise ValueError(f"its checksum {checksum} is not that of what it says")
+                return header
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OvertureError) as error:
+            raise OvertureError(f"{path}: the header of this token file is damaged ({error})") from error
         raise OvertureError(f"{path}: token file of format {version}, this version of overture reads {FORMAT_VERSION}")
 
     @property
@@ -117,13 +132,29 @@ class TokenHeader:
         return _align(self.ids_offset + self.rows * self.row_bytes)
 
     @property
+    def checksums_offset(self) -> int:
+        """Where the checksums of the blocks start."""
+        return self.labels_offset + 4 * self.rows
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of rows have a checksum."""
+        return -(-self.rows // self.block) if self.block else 0
+
+    @property
     def file_bytes(self) -> int:
         """The size of the complete file."""
-        return self.labels_offset + 4 * self.rows
+        return self.checksums_offset + 4 * self.blocks
 
 
 class TokenFile:
-    """A complete token file, memory-mapped: opening costs nothing, and only the rows that are asked for are read."""
+    """A complete token file, memory-mapped: only the rows that are asked for are read.
+
+    The first time that a process opens a file, all of it is checked: ids within their codebooks, labels within the
+    classes, and the checksums.
+    """
+
+    _checked: ClassVar[dict[Path, tuple[int, int]]] = {}
 
     def __init__(self, path: Path, header: TokenHeader) -> None:
         self.path, self.header = path, header
@@ -144,11 +175,36 @@ class TokenFile:
         if not path.exists() and partial.exists():
             raise OvertureError(f"{path}: its writing was interrupted, run the same command again to go on")
         header = TokenHeader.read(path)
-        size = path.stat().st_size
-        if size != header.file_bytes:
-            how = "truncated" if size < header.file_bytes else "damaged"
-            raise OvertureError(f"{path}: {how} token file, {size} bytes where its header says {header.file_bytes}")
-        return cls(path, header)
+        about = path.stat()
+        if about.st_size != header.file_bytes:
+            how = "truncated" if about.st_size < header.file_bytes else "damaged"
+            raise OvertureError(
+                f"{path}: {how} token file, {about.st_size} bytes where its header says {header.file_bytes}"
+            )
+        file = cls(path, header)
+        if cls._checked.get(path.resolve()) != (about.st_mtime_ns, about.st_size):
+            file._check()
+            cls._checked[path.resolve()] = (about.st_mtime_ns, about.st_size)
+        return file
+
+    def _check(self) -> None:
+        """Look at all ids and labels once."""
+        header, step = self.header, self.header.block or 4096
+        checksums = np.fromfile(self.path, "<u4", header.blocks, offset=header.checksums_offset)
+        sizes_T = np.array(header.layout.sizes)
+        for number, start in enumerate(range(0, header.rows, step)):
+            ids, labels = self._ids[start : start + step], self.labels[start : start + step]
+            if header.block and _checksum(ids, labels) != checksums[number]:
+                raise OvertureError(
+                    f"{self.path}: damaged (rows {start} to {start + len(ids) - 1} do not have the checksum that was "
+                    "written); delete it and tokenize again"
+                )
+            if (ids.max(axis=(0, 1)) >= sizes_T).any():
+                header.layout.check(ids.reshape(-1, header.layout.length), f"{self.path}: ids from row {start}")
+            if labels.min() < 0 or labels.max() >= header.num_classes:
+                raise OvertureError(
+                    f"{self.path}: labels run from {labels.min()} to {labels.max()}, it has {header.num_classes} classes"
+                )
 
     @property
     def layout(self) -> Layout:
@@ -210,6 +266,15 @@ class TokenFile:
             detail = "codebook sizes differ" if same else f"{self.layout}, the model needs {layout}"
             raise OvertureError(f"{self.path}: tokens of another layout ({detail}), tokenize again with this tokenizer")
 
+    def check_source(self, source: Source) -> None:
+        """Refuse to go on with other images than those that the file holds."""
+        if len(source) != self.rows or not same_fingerprint(self.header.fingerprint, source.fingerprint()):
+            raise OvertureError(
+                f"{self.path}: tokens of other images ({self.rows:,} of {self.header.source}, fingerprint "
+                f"{self.header.fingerprint or 'not told'}) than there are now ({len(source):,}, {source.fingerprint()}); "
+                "bring the images back, or delete the file and what was trained on it"
+            )
+
     def check_tokenizer(self, tokenizer: str) -> None:
         """Refuse to go on with another tokenizer (given by its hash) than the one that wrote the file."""
         if tokenizer != self.header.tokenizer:
@@ -235,9 +300,10 @@ class TokenWriter:
     def __init__(self, path: Path | str, header: TokenHeader, *, block: int = 256, join: bool = False) -> None:
         if block < 1:
             raise UsageError(f"token file: a block of {block} rows, needs >= 1")
+        header = replace(header, block=block)
         self.path, self.header, self.block = Path(path), header, block
         self.partial = _partial(self.path)
-        self._blocks = -(-header.rows // block)
+        self._blocks = header.blocks
         self._flags_offset = header.file_bytes + 8
         if not self._can_go_on():
             if join:
@@ -266,6 +332,8 @@ class TokenWriter:
                 file.write(ids.astype(header.dtype).tobytes())
                 file.seek(header.labels_offset + 4 * rows.start)
                 file.write(labels.astype("<i4").tobytes())
+                file.seek(header.checksums_offset + 4 * number)
+                file.write(_checksum(ids.astype(header.dtype), labels).to_bytes(4, "little"))
                 flush_to_disk(file)
                 file.seek(self._flags_offset + number)
                 file.write(b"\1")
@@ -371,6 +439,10 @@ class TokenStream:
             rng = generator("choice", self._order.seed, epoch)
             self._crops = (epoch, rng.integers(0, self.file.crops, self.file.rows))
         return self._crops[1]
+
+
+def _checksum(ids: NDArray[np.integer], labels: NDArray[np.integer]) -> int:
+    return zlib.crc32(labels.astype("<i4").tobytes(), zlib.crc32(np.ascontiguousarray(ids).view(np.uint8).data))
 
 
 def _partial(path: Path) -> Path:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 
 from overture.errors import OvertureError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["center_crop", "random_crop", "ten_crop", "to_float", "to_uint8", "with_channels"]
+__all__ = ["center_crop", "on_background", "random_crop", "ten_crop", "to_float", "to_uint8", "with_channels"]
 
 Pixels = NDArray[np.uint8]
 
@@ -38,8 +38,18 @@ def with_channels(image: Image.Image, channels: int, where: str = "image") -> Im
     if channels == 3:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode != "L":
-        raise OvertureError(f"{where}: a colour image, but the data's channels are set to 1: set them to 3")
+        raise OvertureError(f"{where}: a colour image, but the data are read as grey: set --data.channels 3")
     return image
+
+
+def on_background(image: Image.Image, background: str = "white") -> Image.Image:
+    """What shows of an image on a ``background`` (a colour as CSS writes it): one of mode ``L`` or ``RGB``."""
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    opaque = "L" if image.mode == "LA" else "RGB"
+    canvas = Image.new(opaque, image.size, ImageColor.getcolor(background, opaque))
+    canvas.paste(image.convert(opaque), mask=image.getchannel("A"))
+    return canvas
 
 
 def center_crop(image: Image.Image, size: int) -> Pixels:

@@ -17,6 +17,7 @@ from overture.evaluation.metrics import METRICS, Metric, Value
 from overture.evaluation.networks import FeatureNetwork
 from overture.evaluation.statistics import ImageStatistics
 from overture.registry import strangers_code
+from overture.training.progress import Interrupted
 
 __all__ = ["Evaluation", "chosen_metrics", "evaluate", "features_needed", "frechet_measurement"]
 
@@ -86,8 +87,15 @@ def evaluate(
             raise OvertureError(f"{metric.name}: {lacking}")
         if lacking:
             skipped[metric.name] = lacking
-        else:
+            continue
+        try:
             measurements[metric.name] = _measure(metric, samples, reference, network, conditions)
+        except Interrupted:
+            raise
+        except OvertureError as error:
+            if metric.name in required or strict:
+                raise
+            skipped[metric.name] = str(error)
     return Evaluation(measurements, skipped)
 
 
@@ -105,7 +113,8 @@ def _measure(
     with strangers_code(metric.name):
         result = metric.measure(samples, reference)
         value = result if isinstance(result, Value) else Value(float(result))
-    notes = [*value.notes, *_few_images(samples, reference, network)]
+    about_network = network.notes if metric.uses_network else ()
+    notes = [*value.notes, *about_network, *_few_images(samples, reference, network)]
     conditions = _conditions(metric, samples, reference, network, known)
     title = _title(metric, network)
     return Measurement(title, value.value, "", conditions, tuple(notes), metric.better, metric.meaning)

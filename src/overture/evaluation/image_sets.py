@@ -22,7 +22,7 @@ from overture.data.base import Source
 from overture.data.known_sets import KNOWN_SETS
 from overture.data.npz import ArrayEntry, array_entries
 from overture.data.sources import open_source
-from overture.data.transforms import center_crop
+from overture.data.transforms import center_crop, on_background
 from overture.errors import OvertureError, UsageError
 
 __all__ = ["DrawnImages", "ImageSet", "is_statistics_file", "open_images"]
@@ -96,7 +96,7 @@ class ArrayImages(ImageSet):
 
 
 class SourceImages(ImageSet):
-    """The images of a data source; with a ``size``, resized and cut to the middle square as ADM does."""
+    """The images of a data source, on white; with a ``size``, resized and cut to the middle square as ADM does."""
 
     def __init__(self, name: str, source: Source, size: int | None) -> None:
         self.name, self.source, self.size = name, source, size
@@ -115,7 +115,7 @@ class SourceImages(ImageSet):
 
     def _read(self, place: int) -> NDArray[np.uint8]:
         """uint8 ``[H, W, C]``. A corrupt image is an error: what is measured has to be whole."""
-        where, image = self.source.path(place), self.source.read(place)
+        where, image = self.source.path(place), on_background(self.source.read(place))
         pixels = np.asarray(image) if self.size is None else center_crop(image, self.size)
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if self._first is None:

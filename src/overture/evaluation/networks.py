@@ -46,6 +46,9 @@ FORMS = {
     "random": "random:DIMS",
 }
 
+WEAK = 1.5
+"""A judge that is right less than so many times as often as chance is said to be weak."""
+
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
@@ -81,6 +84,8 @@ class FeatureNetwork(ABC):
     """A hash that tells these weights from any others."""
     preparation: str
     """What is done to the images before the network sees them, in words."""
+    notes: tuple[str, ...] = ()
+    """What belongs beside every number on these features."""
     offers: frozenset[str] = frozenset()
     """Which parts of :class:`Outputs` there are besides the features: ``logits``, ``spatial``."""
 
@@ -135,6 +140,11 @@ class DomainNetwork(FeatureNetwork):
         self.device = torch.device(device)
         self.dims = self.record.config.dims
         self.weights_hash = self.record.weights_hash
+        accuracy, chance = self.record.accuracy, self.record.chance
+        if accuracy is not None and chance and accuracy < WEAK * chance:
+            self.notes = (
+                f"the judge has learned little: {accuracy:.0%} of held-out images right, by chance {chance:.0%}",
+            )
         size = self.record.config.image_size
         self.preparation = f"{size}x{size} as they are"
         if self.record.config.channels == 3:

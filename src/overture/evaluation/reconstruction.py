@@ -30,6 +30,7 @@ from overture.evaluation.usage import CodebookUsage, UsageMeter
 from overture.layout import Layout
 from overture.losses.perceptual import Lpips
 from overture.processes import Processes
+from overture.training.progress import heed_stop
 
 __all__ = ["ReconstructionReport", "measure_reconstruction"]
 
@@ -94,6 +95,7 @@ def measure_reconstruction(
     pairs: list[Tensor] = []
     with tqdm(desc="reconstructing", unit="image", disable=not progress) as bar:
         for images in batches:
+            heed_stop("the measurements")
             x = to_float(images.to(device))
             ids.append(tokenizer.encode(x).cpu())
             y = tokenizer.decode(ids[-1].to(device))

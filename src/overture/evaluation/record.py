@@ -12,7 +12,7 @@ from typing import Any
 
 from overture.errors import OvertureError
 from overture.evaluation.conditions import Measurement, differences
-from overture.files import read_json
+from overture.files import read_record
 
 __all__ = ["Comparison", "Mark", "compare_records", "read_measurements"]
 
@@ -67,7 +67,7 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
         if found is None:
             raise OvertureError(f"{path}: holds no {' or '.join(RECORD_NAMES)}")
         path = found
-    data = read_json(path, dict, "it is no record of evaluate --out or of a run")
+    data = read_record(path, "it is no record of evaluate --out or of a run")
     measurements: dict[str, Measurement] = {}
     entries = list(_entries(data, ""))
     named = Counter(str(entry["name"]) for _, entry in entries)

@@ -30,6 +30,7 @@ from overture.evaluation.metrics.inception_score import InceptionScore, Inceptio
 from overture.evaluation.networks import FeatureNetwork, Outputs
 from overture.files import file_hash
 from overture.processes import Processes
+from overture.training.progress import heed_stop
 
 __all__ = [
     "BLOCK", "ImageStatistics", "collect", "measure_batches", "open_reference", "open_samples", "read_statistics",
@@ -159,6 +160,7 @@ def measure_batches(
     collector = _Collector(network, total, start, keep_features, split_size)
     with tqdm(total=total, desc=name, unit="image", disable=not progress) as bar:
         for batch in in_blocks(batches):
+            heed_stop("the measurements")
             collector.update(batch, network.outputs(batch))
             bar.update(len(batch) * processes.size)
     return collector.result(name, processes)

@@ -58,7 +58,7 @@ class Imported:
 def import_release(source: str | Path, out: Path, config: Path | None = None) -> list[Imported]:
     """Write ``out/tokenizer/model.safetensors`` or ``out/prior/model.safetensors`` (or both) from a release directory.
 
-    ``source`` is a directory or a hub id (``Zyriix/prologue/2d-tokenizer``); its name says its sizes, unless they come
+    ``source`` is a directory or on the hub (``hf:Zyriix/prologue/2d-tokenizer``); its name says its sizes, unless they come
     from a ``config`` file of the release. With a tokenizer and its prior in one ``out``, ``out`` is used like a run.
     Missing, unexpected or misshapen tensors, damaged files and pickles raise :class:`OvertureError`.
     """
@@ -106,7 +106,7 @@ def _import_tokenizer(location: Location, config: TokenizerConfig, one_stage: bo
     weights = {role: _collect(location, files, shapes) for role, files in roles.items()}
     config = _with_sizes(config, [location.file(files[0]) for files in roles.values()])
     _check_neighbour(out / "prior" / "model.safetensors", "prior", config.layout)
-    about: dict[str, Any] = {"config": to_dict(config), "source": {"release": str(location), "files": roles}}
+    about: dict[str, Any] = {"config": to_dict(config), "source": {"release": location.pinned, "files": roles}}
     if one_stage:
         about["note"] = _ONE_STAGE_NOTE
     return _write(out, "tokenizer", weights, shapes, about, roles, config.layout)
@@ -123,7 +123,7 @@ def _import_prior(location: Location, release: Release, roles: Mapping[str, Role
     about = {
         "config": to_dict(release.prior),
         "layout": layout.to_dict(),
-        "source": {"release": str(location), "files": roles},
+        "source": {"release": location.pinned, "files": roles},
     }
     return _write(out, "prior", weights, shapes, about, roles, layout)
 

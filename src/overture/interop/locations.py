@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from overture.errors import OvertureError
+from overture.hub import HubFolder, is_hub
 
 __all__ = ["HubLocation", "LocalLocation", "Location", "open_location"]
 
@@ -20,6 +21,11 @@ class LocalLocation:
     def __str__(self) -> str:
         return str(self.directory)
 
+    @property
+    def pinned(self) -> str:
+        """Its name: where it lay on this machine says nothing elsewhere."""
+        return self.name
+
     def has(self, stem: str) -> bool:
         """Whether ``stem.safetensors`` is there."""
         return (self.directory / f"{stem}.safetensors").is_file()
@@ -32,15 +38,15 @@ class LocalLocation:
 
 
 class HubLocation:
-    """A directory of a repository on the hub; files are kept in the hub's cache."""
+    """A folder on the hub; files are kept in the hub's cache."""
 
-    def __init__(self, repository: str, folder: str) -> None:
-        self.repository, self.folder = repository, folder
-        self.name = (folder or repository).rsplit("/", 1)[-1]
-        self._fetch = cache(self._download)
+    def __init__(self, folder: HubFolder) -> None:
+        self.folder = folder
+        self.name = (folder.folder or folder.repository).rsplit("/", 1)[-1]
+        self._fetch = cache(lambda stem: folder.fetch(f"{stem}.safetensors"))
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.repository, self.folder) if part)
+        return str(self.folder)
 
     def has(self, stem: str) -> bool:
         """Whether ``stem.safetensors`` is there (it is fetched if so)."""
@@ -53,28 +59,19 @@ class HubLocation:
             raise OvertureError(f"{self}: no {stem}.safetensors on the hub; is the name right?")
         return found
 
-    def _download(self, stem: str) -> Path | None:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-        name = "/".join(part for part in (self.folder, f"{stem}.safetensors") if part)
-        try:
-            return Path(hf_hub_download(self.repository, name))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                return None
-            reason = str(error).strip().splitlines()[0]
-            raise OvertureError(f"{self}: neither a local directory nor on the hub ({reason})") from error
+    @property
+    def pinned(self) -> str:
+        """The same with the commit that was fetched."""
+        return str(self.folder.pinned(self.file("model")))
 
 
 Location = LocalLocation | HubLocation
 
 
 def open_location(source: str | Path) -> Location:
-    """A directory, or a hub id: ``owner/repository/directory``."""
+    """A directory, or ``hf:owner/repository[@revision]/directory``."""
+    if is_hub(source):
+        return HubLocation(HubFolder.parse(source))
     if Path(source).is_dir():
         return LocalLocation(Path(source))
-    parts = str(source).split("/")
-    if Path(source).exists() or len(parts) < 2 or str(source).startswith((".", "/", "~")):
-        raise OvertureError(f"{source}: neither a directory nor a hub id (owner/repository/directory)")
-    return HubLocation("/".join(parts[:2]), "/".join(parts[2:]))
+    raise OvertureError(f"{source}: no such directory (of the hub, write hf:owner/repository/directory)")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
-from overture.model_files import load_weights, read_metadata, save_model
+from overture.model_files import load_model, read_metadata, save_model
 from overture.nn.global_batch_norm import GlobalBatchNorm2d
 from overture.processes import Processes
 
@@ -43,7 +43,13 @@ class ClassifierConfig:
         for name in ("channels", "image_size", "num_classes", "width", "blocks"):
             if getattr(self, name) < 1:
                 raise UsageError(f"classifier: {name} is {getattr(self, name)}, needs >= 1")
-        if self.image_size < 2**self.blocks:
+        if (
+            max(self.channels, self.width) > 2**16
+            or self.num_classes > 2**24
+            or max(self.blocks, self.image_size) > 2**14
+        ):
+            raise UsageError("classifier: channels and width are at most 65536, classes 2^24, image_size 16384")
+        if self.image_size < 2 ** min(self.blocks, 20):
             raise UsageError(
                 f"classifier: {self.blocks} blocks need images of {2**self.blocks} px, not {self.image_size}"
             )
@@ -113,6 +119,10 @@ class ClassifierRecord:
     accuracy: float | None
     """Top-1 share (0..1) on held-out images; None in files of others that do not say."""
     held_out_images: int
+    chance: float = 0.0
+    """Share (0..1) of the held-out images that are of their most frequent class."""
+    data: str = ""
+    """Fingerprint of the images that it was trained on."""
     weights_hash: str = ""
     """The hash of the weights; filled in when they are saved."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -138,9 +148,7 @@ def load_classifier(path: Path | str) -> tuple[Classifier, ClassifierRecord]:
     metadata = read_metadata(path, "classifier")
     record = from_dict(ClassifierRecord, metadata.get("record"), where=f"{path}: record")
     record = replace(record, weights_hash=metadata["weights_hash"])
-    classifier = record.config.build()
-    load_weights(classifier, path, "raw")
-    return classifier, record
+    return load_model(path, "raw", record.config.build), record
 
 
 def _is_old(path: Path) -> bool:

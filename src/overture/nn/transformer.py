@@ -57,6 +57,11 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.dim < 1 or self.depth < 1 or self.heads < 1 or self.condition_dim < 1:
             raise UsageError("transformer: dim, depth, heads and condition_dim need to be at least 1")
+        if max(self.dim, self.condition_dim) > 2**16 or self.depth > 2**10 or not 0 < self.ratio <= 64:
+            raise UsageError(
+                f"transformer: dim {self.dim}, condition_dim {self.condition_dim}, depth {self.depth}, ratio {self.ratio}; "
+                "at most 65536, 65536, 1024 and 64"
+            )
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise UsageError(f"transformer: dim {self.dim} over {self.heads} heads does not give an even head size")
 

@@ -42,6 +42,8 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         head_dim = self.transformer.head_dim  # building it checks the sizes
+        if not 1 <= self.num_classes <= 2**24:
+            raise UsageError(f"prior: num_classes is {self.num_classes}, needs 1 to {2**24}")
         if self.rope_axes is not None and sum(self.rope_axes) != head_dim:
             raise UsageError(
                 f"prior: rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, its heads have {head_dim} channels"

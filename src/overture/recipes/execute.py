@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from overture.config import differences
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 from overture.processes import Processes
 from overture.report import write_report
+from overture.runs.checks import check_run, needed_networks
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.pool import Pool, available_cores
-from overture.runs.stages import needed_networks
 from overture.runs.worker import Task, run_task
 from overture.training.progress import SilentProgress, TerminalProgress, stoppable
 
@@ -53,6 +53,8 @@ def execute_recipe(
         if len(configs) == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             main = _run_here(tasks, device)
         else:
+            for config in configs:  # before networks are trained for all of them
+                check_run(config.resolve(config.data.build().num_classes))
             width = min(jobs or _default_jobs(device), len(tasks))
             Pool(width).run_all(_network_tasks(configs, root, networks, device))
             Pool(width).run_all(tasks)
@@ -65,6 +67,10 @@ def execute_recipe(
     shown = [*runs.values(), *(RunDirectory(other, networks) for other in others)]
     report = write_report(sorted(shown, key=lambda run: run.root.name), root / "report.html", title)
     print(f"report: {report}", file=sys.stderr)
+    failed = {name: run.read_results().failed for name, run in runs.items() if run.read_results().failed}
+    if failed:
+        parts = "; ".join(f"{name}: {part} ({why})" for name, all_of in failed.items() for part, why in all_of.items())
+        raise OvertureError(f"everything is done but what could not be measured: {parts}; the same command tries again")
     return {"runs": {name: run.read_results().to_dict() for name, run in runs.items()}, "report": str(report)}
 
 

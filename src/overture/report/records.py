@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from overture.config import from_dict
 from overture.errors import OvertureError, UsageError
-from overture.files import read_json, read_json_lines
+from overture.files import read_json, read_json_lines, read_record
 from overture.layout import Layout, Segment
 from overture.schedules import CodebookConfig
 
@@ -91,7 +91,7 @@ def read_records(runs: Sequence[RunDirectory]) -> list[Record]:
 def _read(run: RunDirectory) -> Record:
     if not run.root.is_dir():
         raise UsageError(f"{run.root}: no such run directory; give the path of a run")
-    config = read_json(run.config, dict) if run.config.exists() else {}
+    config = read_record(run.config) if run.config.exists() else {}
     classes = read_json(run.classes, list) if run.classes.exists() else []
     models = {"tokenizer": run.tokenizer_model, "prior": run.prior_model}
     return Record(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from overture.config import changed, no_number, option
+from overture.config import changed, no_number, option, options
 from overture.data.stream import DataConfig
 from overture.errors import UsageError
 from overture.nn.classifier import ClassifierConfig
@@ -147,7 +147,8 @@ class RunConfig:
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
         """Some options changed, by dotted name (:func:`overture.config.changed`).
 
-        What the data decide is refused, with the option to set instead.
+        What the data decide is refused, with the option to set instead. With the steps of a training its warm-up, its
+        flat steps and the start of its discriminator change in proportion, unless they are set too.
         """
         for name, instead in _FROM_DATA.items():
             if name in changes:
@@ -155,7 +156,18 @@ class RunConfig:
         changes = dict(changes)
         if "data.image_size" in changes:  # patches have to fit the images that there will be
             changes["tokenizer.image_size"] = changes["data.image_size"]
-        return changed(self, changes)
+        new = changed(self, changes)
+        return changed(new, {name: value for name, value in self._scaled(new).items() if name not in changes})
+
+    def _scaled(self, new: RunConfig) -> dict[str, int]:
+        """What follows when a training gets longer or shorter: warm-up, flat steps, the discriminator's start."""
+        scaled = {}
+        for part in ("tokenizer_training", "prior_training"):
+            ratio = getattr(new, part).steps / getattr(self, part).steps
+            for name, _, value in options(getattr(new, part), f"{part}."):
+                if ratio != 1 and name.endswith((".warmup", ".flat", ".adversarial.start")):
+                    scaled[name] = int(value * ratio)
+        return scaled
 
     def resolve(self, num_classes: int) -> RunConfig:
         """The same config with image size, channels and classes taken from the data throughout."""

@@ -12,13 +12,16 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from overture.config import differences, from_dict, to_dict
+from overture.data.base import same_fingerprint
+from overture.data.stream import ImageData
 from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
-from overture.files import read_json, write_json
+from overture.files import read_json, read_record, remove_leftovers, write_json, write_record
 from overture.model_files import find_model, read_metadata
 from overture.runs.config import RunConfig
 from overture.runs.results import Results
@@ -34,6 +37,7 @@ class RunDirectory:
         self.root = Path(root)
         self.config = self.root / "config.json"
         self.classes = self.root / "classes.json"
+        self.data = self.root / "data.json"
         self.metrics = self.root / "metrics.jsonl"
         self.results = self.root / "results.json"
         self.samples = self.root / "samples"
@@ -75,15 +79,15 @@ class RunDirectory:
         """The resolved config."""
         if not self.is_run:
             raise UsageError(f"{self.root}: not a run directory (no config.json)")
-        return from_dict(RunConfig, read_json(self.config, dict), str(self.config))
+        return from_dict(RunConfig, read_record(self.config), str(self.config))
 
     def write_or_check_config(self, config: RunConfig) -> None:
         """Write the config into a new run; refuse to go on with another config than a run was begun with."""
         if not self.config.exists():
-            write_json(self.config, to_dict(config))
+            write_record(self.config, to_dict(config))
             return
         # Read as a config: a field that this version has added has its default in an older run.
-        present = from_dict(RunConfig, read_json(self.config, dict, "delete the run to start over"), str(self.config))
+        present = from_dict(RunConfig, read_record(self.config, "delete the run to start over"), str(self.config))
         different = differences(present, config)
         if different:
             raise UsageError(
@@ -91,28 +95,66 @@ class RunDirectory:
                 "give another --out, or delete it to start over"
             )
         if present != config:  # what changes no number may change
-            write_json(self.config, to_dict(config))
+            write_record(self.config, to_dict(config))
+
+    def write_or_check_data(self, data: ImageData) -> None:
+        """Write down which images a new run is of; refuse to go on with others."""
+        parts = {"train": data.train, "held_out": data.held_out}
+        found: dict[str, dict[str, Any]] = {
+            name: {"source": part.name, "images": len(part), "fingerprint": part.fingerprint()}
+            for name, part in parts.items()
+        }
+        classes = list(data.classes)
+        present = read_record(self.data, "delete the run to start over") if self.data.exists() else {}
+        different = []
+        if self.classes.exists() and (known := read_json(self.classes, list)) != classes:
+            odd = next(((a, b) for a, b in zip_longest(known, classes) if a != b), None)
+            different.append(
+                f"{len(known)} classes, now {len(classes)}; the first that differs was {odd[0]!r}, now {odd[1]!r}"
+                if odd
+                else ""
+            )
+        for name, about in found.items():
+            old = present.get(name, about)
+            if old["images"] != about["images"] or not same_fingerprint(old["fingerprint"], about["fingerprint"]):
+                different.append(
+                    f"{name}: {old['images']:,} images with fingerprint {old['fingerprint']}, now {about['images']:,} "
+                    f"with {about['fingerprint']}"
+                )
+        if different:
+            raise UsageError(
+                f"{self.root}: the data have changed since this run was begun ({'; '.join(different)}); bring them back, "
+                "or give another --out"
+            )
+        if not present:
+            write_record(self.data, found)
+            write_json(self.classes, classes)
 
     def read_results(self) -> Results:
         """All results so far."""
         if not self.results.exists():
             return Results()
-        return Results.from_dict(read_json(self.results, dict, "delete it to measure again"), str(self.results))
+        return Results.from_dict(read_record(self.results, "delete it to measure again"), str(self.results))
 
     def write_results(self, results: Results) -> None:
         """Store the results so far."""
-        write_json(self.results, results.to_dict())
+        write_record(self.results, results.to_dict())
 
     def model_hashes(self, *kinds: str) -> dict[str, str]:
         """``tokenizer_hash`` and ``prior_hash``: which models a number is of."""
         return {f"{kind}_hash": read_metadata(find_model(self.root, kind), kind)["weights_hash"] for kind in kinds}
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes out of this run while we work in it.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of this run while we work in it, and clean up after those that were killed.
 
         It waits a little for one that is there: the worker of a killed command saves and ends by itself.
         """
-        return _locked(self.root / ".lock", f"{self.root}: another process is working in this run; end it, or wait", 20)
+        refusal = f"{self.root}: another process is working in this run; end it, or wait"
+        with _locked(self.root / ".lock", refusal, patience=20):
+            for folder in (self.root, *(path for path in self.root.rglob("*") if path.is_dir())):
+                remove_leftovers(folder)
+            yield
 
     def locked_network(self, name: str) -> AbstractContextManager[None]:
         """Wait until no other process trains this network, which several runs may share, and keep others out."""

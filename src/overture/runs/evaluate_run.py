@@ -9,23 +9,26 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from overture.analysis import shared_rows
 from overture.analysis.entropy import conditional_entropy
+from overture.data.base import same_fingerprint
+from overture.data.npz import array_entries, read_array
 from overture.data.order import some_of
 from overture.data.stream import ImageData, evaluation_batches
-from overture.errors import OvertureError, UsageError
+from overture.errors import OvertureError, error_line
 from overture.evaluation.conditions import CENTRE_CROP, Conditions
 from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
-from overture.evaluation.networks import DomainNetwork, FeatureNetwork, load_network
+from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.reconstruction import ReconstructionReport, measure_reconstruction
 from overture.evaluation.statistics import joined_pixels, measure_batches, open_reference, open_samples
 from overture.files import remove
 from overture.losses.perceptual import Lpips, LpipsConfig, available_lpips
 from overture.model_files import read_metadata
-from overture.pictures import save_npz, save_picture
+from overture.pictures import GrowingImages, save_npz, save_picture
 from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.sampling import Sampling
@@ -34,9 +37,9 @@ from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.results import Results
 from overture.training.elbo import reconstruction_bits
-from overture.training.progress import Interrupted, Progress, stop_requested
+from overture.training.progress import Interrupted, Progress, heed_stop
 
-__all__ = ["check_evaluation", "evaluate_run", "judge_network", "make_training_reference"]
+__all__ = ["evaluate_run", "judge_network", "make_training_reference"]
 
 KEPT_IMAGES = 10_000
 """Images of the training set beside its statistics, for metrics on features: as many as ADM's references keep."""
@@ -61,10 +64,26 @@ def evaluate_run(
         parts["shared_rows"] = lambda: measure_shared_rows(config, run, pipe, judge)
     for name, measure in parts.items():
         if getattr(run.read_results(), name) is None:
-            value = measure()
-            run.write_results(dataclasses.replace(run.read_results(), **{name: value}))
+            _measure(name, measure, run, progress)
     if not (run.samples / "classes.png").exists():
         draw_samples(config, run, pipe)
+
+
+def _measure(name: str, measure: Callable[[], Any], run: RunDirectory, progress: Progress) -> None:
+    """Measure a part and keep it. One that fails is recorded with its reason, and never takes the others with it."""
+    try:
+        value = measure()
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever a measurement raises: a network of a stranger, a matrix without a root
+        reason = error_line(error)
+        progress.say(f"{name} could not be measured: {reason}")
+        results = run.read_results()
+        run.write_results(dataclasses.replace(results, failed={**results.failed, name: reason}))
+        return
+    results = run.read_results()
+    failed = {part: reason for part, reason in results.failed.items() if part != name}
+    run.write_results(dataclasses.replace(results, **{name: value, "failed": failed}))
 
 
 def forget_other_models(run: RunDirectory) -> None:
@@ -77,20 +96,6 @@ def forget_other_models(run: RunDirectory) -> None:
     run.write_results(dataclasses.replace(results, models=models))
 
 
-def check_evaluation(config: RunConfig) -> None:
-    """Refuse before the training what would fail after it: unknown segments, metrics or networks that cannot be had."""
-    evaluation, layout = config.evaluation, config.tokenizer.layout
-    for sampling in evaluation.samplings.values():
-        sampling.check(layout)
-    metrics = chosen_metrics(evaluation.metrics)
-    if config.watch.keep_best == "gfd_guided" and "guided" not in evaluation.samplings:
-        raise UsageError("watch: keep_best is gfd_guided, but the evaluation has no guidance; take gfd")
-    offers = DomainNetwork.offers if evaluation.network == "domain" else load_network(evaluation.network).offers
-    for metric in metrics if evaluation.metrics and "all" not in evaluation.metrics else ():
-        if lacking := metric.lacks(offers):
-            raise UsageError(f"evaluation.metrics: {metric.name} needs {lacking}, which {evaluation.network} has not")
-
-
 def judge_network(config: RunConfig, run: RunDirectory, device: torch.device | str = "cpu") -> FeatureNetwork:
     """The feature network that the config names."""
     name = config.evaluation.network
@@ -99,7 +104,12 @@ def judge_network(config: RunConfig, run: RunDirectory, device: torch.device | s
 
 def make_training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork, run: RunDirectory) -> None:
     """Write statistics of the centre-cropped training images, and some of these images, if they are not there yet."""
+    fingerprint = data.train.fingerprint()
     if run.reference.exists():
+        words = array_entries(run.reference)
+        known = str(read_array(words["fingerprint"])) if "fingerprint" in words else ""
+        if not same_fingerprint(known, fingerprint):
+            raise OvertureError(f"{run.reference}: statistics of other images than there are now; delete it")
         return
     kept: list[Tensor] = []
     chosen = torch.from_numpy(some_of(len(data.train), KEPT_IMAGES))
@@ -110,7 +120,7 @@ def make_training_reference(config: RunConfig, data: ImageData, judge: FeatureNe
             yield batch.images
 
     side = measure_batches(f"{data.train.name}, training images", judge, images())
-    side.save(run.reference, {"arr_0": joined_pixels(kept)})
+    side.save(run.reference, {"arr_0": joined_pixels(kept), "fingerprint": np.array(fingerprint)})
 
 
 def measure_entropy(run: RunDirectory) -> dict[str, Any]:
@@ -125,12 +135,22 @@ def measure_run_likelihood(pipe: Pipeline, run: RunDirectory, progress: Progress
     for part in ("train", "held_out"):
         file = run.token_file(part)
         progress.start(f"likelihood {part}", file.rows, unit="image")
-        found = measure_likelihood(pipe.prior, file.parts(100), done=progress.advance)
+        found = measure_likelihood(pipe.prior, file.parts(100), done=advancing(progress))
         progress.finish()
         for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):
             bits = bits_L.tolist()
             out[f"{part}_{name}"] = {"bits_per_position": bits, "bits_per_image": sum(bits), "images": found.rows}
     return out
+
+
+def advancing(progress: Progress) -> Callable[[int], None]:
+    """Moves the bar, and heeds the user's stop."""
+
+    def advance(count: int) -> None:
+        heed_stop("the measurements")
+        progress.advance(count)
+
+    return advance
 
 
 def run_conditions(config: RunConfig, run: RunDirectory, kind: str) -> Conditions:
@@ -223,7 +243,7 @@ def measure_generation(
         samples = open_samples(str(path), judge, keep_features=keep, processes=where)
         words: dict[str, Any] = sampling.to_dict()
         about = dataclasses.replace(run_conditions(config, run, "prior"), resize=None, classes="balanced", **words)
-        out[kind] = evaluate(samples, reference, judge, config.evaluation.metrics, about).to_dict()
+        out[kind] = evaluate(samples, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()
     # The floor of every metric: what images score that were never generated.
     name = f"{data.held_out.name}, held-out images"
     reconstruction = run.read_results().reconstruction
@@ -239,19 +259,19 @@ def measure_generation(
 def write_samples(
     config: RunConfig, run: RunDirectory, pipe: Pipeline, sampling: Sampling, kind: str, progress: Progress
 ) -> None:
-    """``samples`` generated images of balanced classes into ``samples/KIND.npz``."""
-    evaluation = config.evaluation
+    """``samples`` generated images of balanced classes into ``samples/KIND.npz``; goes on where it was stopped."""
+    evaluation, tokenizer = config.evaluation, pipe.tokenizer.config
     classes = balanced_classes(evaluation.samples, config.prior.num_classes)
-    progress.start(f"samples {kind}", len(classes), unit="image")
-
-    def batches() -> Iterator[Tensor]:
-        for images in pipe.sample(classes, sampling, seed=config.seed, batch_size=evaluation.batch_size):
-            if stop_requested():
-                raise Interrupted("stopped in stage samples; the same command goes on")
-            progress.advance(len(images))
-            yield images
-
-    save_npz(batches(), classes.tolist(), run.samples / f"{kind}.npz")
+    shape = (tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
+    with GrowingImages(run.samples / f"{kind}.partial", shape) as images:
+        progress.start(f"samples {kind}", len(classes), images.count, unit="image")
+        for start in range(images.count, len(classes), evaluation.batch_size):
+            part = classes[start : start + evaluation.batch_size]
+            images.add(pipe(part, sampling, seed=config.seed, first=start, batch_size=evaluation.batch_size))
+            progress.advance(len(part))
+            heed_stop("stage samples")
+        save_npz(images.batches(1000), classes.tolist(), run.samples / f"{kind}.npz")
+    images.remove()
     progress.finish()
 
 

@@ -103,8 +103,12 @@ class Pool:
                 continue
             failed = failed or "error" in event
             self.events.put((place, event))
-        if worker.wait() and not failed:
-            self.events.put((place, {"error": f"the process died; see {log}", "status": 1}))
+        status = worker.wait()
+        if status and not failed:
+            reason = f"see {log}"
+            if status < 0:  # so ends who is killed for memory
+                reason = f"killed by {signal.Signals(-status).name}; was there enough memory?"
+            self.events.put((place, {"error": f"the process died ({reason})", "status": 1}))
         self.events.put((place, None))
 
     def _show(self, place: int, event: dict[str, Any] | None) -> None:

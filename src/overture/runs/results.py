@@ -38,6 +38,8 @@ class Results:
     (:meth:`~overture.evaluation.evaluation.Evaluation.to_dict`)."""
     elbo: Part | None = None
     """The negative ELBO of held-out images and its terms."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Parts that could not be measured, with the reason; the same command tries them again."""
     shared_rows: Part | None = None
     """Rows of samples that share their first segment (:mod:`overture.analysis.shared_rows`)."""
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from overture.config import differences, from_dict, to_dict
+from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.token_files import TokenFile, TokenStream
 from overture.errors import OvertureError, UsageError
-from overture.files import write_json
-from overture.losses.perceptual import DomainConfig
 from overture.model_files import check_config, read_metadata
 from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import load_tokenizer
 from overture.processes import Processes
+from overture.runs.checks import check_run, look_at, needed_networks
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.evaluate_run import check_evaluation, evaluate_run, judge_network, make_training_reference
+from overture.runs.evaluate_run import evaluate_run, judge_network, make_training_reference
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
 from overture.training.loop import train
 from overture.training.progress import Interrupted, Progress, SilentProgress, stop_requested
@@ -31,7 +31,7 @@ from overture.training.train_prior import PriorTrainer, bits_of_files, save_prio
 from overture.training.train_tokenizer import TokenizerTrainer
 from overture.training.write_tokens import write_tokens
 
-__all__ = ["execute", "needed_networks", "train_network"]
+__all__ = ["execute", "train_network"]
 
 
 def execute(
@@ -45,11 +45,13 @@ def execute(
     """
     data = config.data.build()
     config = config.resolve(data.num_classes)
-    if until == "report":
-        check_evaluation(config)
+    check_run(config, processes)
     if processes.is_main:
+        notes = look_at(data, config.data)
         run.write_or_check_config(config)
-        write_json(run.classes, list(data.train.classes))
+        run.write_or_check_data(data)
+        for note in notes:
+            progress.say(note)
     else:
         progress = SilentProgress()
     processes.barrier()
@@ -72,14 +74,6 @@ def execute(
     return config
 
 
-def needed_networks(config: RunConfig) -> list[str]:
-    """The domain networks that this run trains on its own data."""
-    judge = ["judge"] if config.evaluation.network == "domain" else []
-    perceptual = config.tokenizer_training.perceptual
-    own = isinstance(perceptual, DomainConfig) and not perceptual.weights
-    return [*judge, *(["perceptual"] if own else [])]
-
-
 def train_network(
     config: RunConfig, data: ImageData, name: str, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
@@ -88,6 +82,8 @@ def train_network(
         processes.barrier()
         if (run.networks / f"{name}.safetensors").exists():
             _check_network(config, data, name, run)
+            if processes.is_main:
+                shutil.rmtree(run.networks / name, ignore_errors=True)
         else:
             _train_network(config, data, name, run, progress, processes)
         processes.barrier()
@@ -102,17 +98,9 @@ def _network_config(config: RunConfig, name: str) -> DomainNetworkConfig:
 def _train_network(
     config: RunConfig, data: ImageData, name: str, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
-    if config.judge == config.perceptual_network and name == "perceptual":
-        raise OvertureError(
-            "perceptual_network equals judge: a network must not judge what it trained; change its seed"
-        )
     wanted = _network_config(config, name)
-    batch_size = min(wanted.training.batch_size, len(data.train))
-    if batch_size % processes.size:
-        raise UsageError(
-            f"{name}: {batch_size} images a step for {processes.size} processes; set "
-            f"--{'judge' if name == 'judge' else 'perceptual-network'}.training.batch-size to a multiple of that"
-        )
+    # Of a small set whole batches that the processes can share.
+    batch_size = min(wanted.training.batch_size, len(data.train) // processes.size * processes.size)
     trainer = ClassifierTrainer(wanted.network, wanted.training, seed=wanted.seed, processes=processes, stage=name)
     settings = dataclasses.replace(config.data, crop="center", mirror=False)  # as it will see images later
     stream = TrainingStream(data.train, settings, batch_size, wanted.seed, processes.rank, processes.size)
@@ -120,8 +108,12 @@ def _train_network(
     train(trainer, stream.batches, directory, directory / "metrics.jsonl", progress)
     if processes.is_main:
         held_out = evaluation_batches(data.held_out, config.data, 500)
-        record = trainer.save(run.networks / f"{name}.safetensors", len(data.train), held_out)
-        progress.say(f"{name} network: {record.accuracy:.1%} of {record.held_out_images} held-out images right")
+        path = run.networks / f"{name}.safetensors"
+        record = trainer.save(path, len(data.train), held_out, data.train.fingerprint())
+        progress.say(
+            f"{name} network: {record.accuracy:.1%} of {record.held_out_images} held-out images right (chance "
+            f"{record.chance:.1%})"
+        )
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -133,6 +125,8 @@ def _check_network(config: RunConfig, data: ImageData, name: str, run: RunDirect
     different = differences(DomainNetworkConfig(record.config, training, record.seed), _network_config(config, name))
     if not (1 - config.data.corrupt_limit) * len(data.train) <= record.train_images <= len(data.train):
         different.append(f"it was trained on {record.train_images} images, there are {len(data.train)}")
+    if not same_fingerprint(record.data, data.train.fingerprint()):
+        different.append("it was trained on other images")
     if different:
         raise UsageError(
             f"{path}: is of another config ({'; '.join(different[:3])}); give another --out, or delete {path.parent} to "
@@ -146,6 +140,7 @@ def _tokenizer_stage(
     joint = config.prior_source == "joint"
     if run.tokenizer_model.exists() and (run.prior_model.exists() or not joint):
         check_config(run.tokenizer_model, "tokenizer", config.tokenizer)
+        _remove_steps(run.tokenizer, processes)
         return
     training = config.tokenizer_training
     network: Classifier | None = None
@@ -169,7 +164,7 @@ def _tokenizer_stage(
         if joint and trainer.joint:
             about |= {"tokenizer_hash": digest, "step": trainer.step}
             save_prior(run.prior_model, trainer.joint.trained, about)
-        _remove_steps(run.tokenizer)
+        _remove_steps(run.tokenizer, processes)
     processes.barrier()
 
 
@@ -178,11 +173,12 @@ def _tokens_stage(
 ) -> None:
     parts = {part: run.tokens(part) for part in ("train", "held_out")}
     digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
-    for path in parts.values():
+    for part, path in parts.items():
         if path.exists():
             file = TokenFile.open(path)
             file.check_layout(config.tokenizer.layout)
             file.check_tokenizer(digest)
+            file.check_source(data.train if part == "train" else data.held_out)
     processes.barrier()  # the files stay as everyone has seen them until here
     missing = {part: path for part, path in parts.items() if not path.exists()}
     if not missing:
@@ -205,8 +201,9 @@ def _prior_stage(
         if made_for != digest:
             raise OvertureError(
                 f"{run.prior_model}: trained on another tokenizer's tokens ({made_for}, not {digest}); "
-                "move it and results.json away to train it again"
+                "move it away to train it again"
             )
+        _remove_steps(run.prior, processes)
         return
     training, layout = config.prior_training, config.tokenizer.layout
     trainer = PriorTrainer(config.prior, training, layout, seed=config.seed, processes=processes)
@@ -228,7 +225,7 @@ def _prior_stage(
         )  # fmt: skip
     if processes.is_main:
         trainer.save(run.prior_model, about)
-        _remove_steps(run.prior)
+        _remove_steps(run.prior, processes)
     processes.barrier()
 
 
@@ -245,8 +242,10 @@ def _timed(run: RunDirectory, stage: str, processes: Processes) -> Iterator[None
             run.write_results(dataclasses.replace(results, seconds={**results.seconds, stage: round(spent, 1)}))
 
 
-def _remove_steps(directory: Path) -> None:
+def _remove_steps(directory: Path, processes: Processes) -> None:
     """A finished stage needs no resume."""
+    if not processes.is_main:
+        return
     for step in directory.glob("step-*"):
         shutil.rmtree(step, ignore_errors=True)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
-from overture.processes import Processes
+from overture.last_resort import as_line
+from overture.processes import Processes, end_with_parent
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.stages import execute, train_network
@@ -41,35 +43,31 @@ class Task:
 
 
 def run_task(task: Task, progress: Progress, processes: Processes) -> None:
-    """Do it, in this process."""
+    """Do it, in this process. Whatever goes wrong is one line; of the unforeseen, ``traceback.txt`` in the run tells all."""
     run = RunDirectory(Path(task.root), Path(task.networks))
-    if task.network:
-        data = task.config.data.build()
-        train_network(task.config.resolve(data.num_classes), data, task.network, run, progress, processes)
-    elif processes.is_main:
-        with run.locked():
-            execute(task.config, run, progress, processes, task.until)
-    else:
-        execute(task.config, run, progress, processes, task.until)
+    try:
+        if task.network:
+            data = task.config.data.build()
+            train_network(task.config.resolve(data.num_classes), data, task.network, run, progress, processes)
+        else:
+            with run.locked() if processes.is_main else nullcontext():
+                execute(task.config, run, progress, processes, task.until)
+    except Exception as error:
+        raise as_line(error, run.root / "traceback.txt") from error
 
 
 def main() -> int:
     """Do the task given as the first argument."""
     progress = WireProgress()
     failure: dict[str, Any] | None = None
+    end_with_parent()
     with stoppable():
         try:
             task = from_dict(Task, json.loads(sys.argv[1]), "task")
             run_task(task, progress, Processes.join(task.device))
-        except UsageError as error:
-            failure = {"error": str(error), "status": 2}
-        except Interrupted as error:
-            failure = {"error": str(error), "status": 130}
         except OvertureError as error:
-            failure = {"error": str(error), "status": 1}
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            failure = {"error": f"{where}{error.strerror or error}; what was saved before is kept", "status": 1}
+            status = 130 if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1
+            failure = {"error": str(error), "status": status}
     progress.finish()
     if failure:
         print(json.dumps(failure), flush=True)

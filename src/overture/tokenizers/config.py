@@ -70,9 +70,12 @@ class TokenizerConfig:
     encoder_columns: int | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
+        check_sizes("tokenizer", image_size=self.image_size, channels=self.channels, num_classes=self.num_classes)
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            fitting = [str(size) for size in range(1, self.image_size + 1) if self.image_size % size == 0]
             raise UsageError(
-                f"tokenizer: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+                f"tokenizer: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; set "
+                f"--tokenizer.patch-size to one of {', '.join(fitting)}, or another --data.image-size"
             )
         if self.encoder_columns is not None and self.encoder_columns < 1:
             raise UsageError(f"tokenizer: encoder_columns is {self.encoder_columns}, needs at least 1")
@@ -113,3 +116,11 @@ class TokenizerConfig:
         from overture.tokenizers.tokenizer import Tokenizer
 
         return Tokenizer(self)
+
+
+def check_sizes(what: str, **sizes: int) -> None:
+    """Refuse sizes below 1, and those that no model has but a damaged file may ask for."""
+    limits = {"image_size": 2**14, "channels": 64, "num_classes": 2**24}
+    for name, size in sizes.items():
+        if not 1 <= size <= limits[name]:
+            raise UsageError(f"{what}: {name} is {size}, needs 1 to {limits[name]}")

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from overture.errors import OvertureError
-from overture.files import cannot_write, replacing
+from overture.files import cannot_write, file_hash, read_json, replacing, write_json
+
+STATE_FILES = ("state.safetensors", "state.json")
 
 __all__ = ["latest_step", "load_state", "resume", "save_state"]
 
@@ -40,6 +42,7 @@ def save_state(directory: Path, step: int, state: Mapping[str, Any]) -> None:
                 temporary.mkdir()
                 save_file(tensors, temporary / "state.safetensors")
                 (temporary / "state.json").write_text(json.dumps(plain))
+                write_json(temporary / "hashes.json", {name: file_hash(temporary / name) for name in STATE_FILES})
         except SafetensorError as error:
             raise cannot_write(target, error) from error
     for older in _steps(directory):
@@ -55,11 +58,15 @@ def latest_step(directory: Path) -> int | None:
 def load_state(directory: Path, step: int) -> dict[str, Any]:
     """Read a state back as it was given to :func:`save_state`."""
     place = directory / f"step-{step:08d}"
+    hashes = place / "hashes.json"
+    for name, recorded in (read_json(hashes, dict) if hashes.exists() else {}).items():  # 0.1.0 wrote none
+        if name not in STATE_FILES or file_hash(place / name) != recorded:
+            raise OvertureError(f"{place}: this checkpoint is damaged ({name} was changed); delete it to start over")
     try:
         plain = json.loads((place / "state.json").read_text())
         with safe_open(place / "state.safetensors", framework="pt") as file:
             return _unflatten(plain, file)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise OvertureError(
             f"{place}: this checkpoint is damaged ({error}); delete it to start the stage over"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from overture.errors import OvertureError
+from overture.errors import OvertureError, error_line
 from overture.processes import Processes
 from overture.training.checkpoint import resume, save_state
 from overture.training.metric_log import MetricLog
@@ -91,10 +91,15 @@ def train(
     log = MetricLog(metrics, trainer.stage, trainer.step) if processes.is_main else None
     checkpointer = Checkpointer(trainer, directory)
     progress.start(trainer.stage, training.steps, trainer.step)
-    _measure_if_due(monitor, checkpointer, log)  # repeat a measurement that failed before this restart
+    _measure_if_due(monitor, trainer, log, progress)  # repeat one that failed before this restart
     stream = batches(trainer.step)
     while trainer.step < training.steps:
-        batch = next(stream, None)
+        try:
+            batch = next(stream, None)
+        except OvertureError:
+            if processes.size == 1:  # between two steps: nothing that was learnt need be lost
+                checkpointer.write()
+            raise
         if batch is None:
             raise OvertureError(f"{trainer.stage}: the data stream ended early, at step {trainer.step}")
         terms = trainer.train_batch(batch)
@@ -112,7 +117,7 @@ def train(
         measured = measure(trainer.step) if measure else {}
         if log and measured:
             log.write(trainer.step, measured)
-        _measure_if_due(monitor, checkpointer, log)
+        _measure_if_due(monitor, trainer, log, progress)
         checkpointer.after_step()
     checkpointer.finish()
     progress.finish()
@@ -160,25 +165,16 @@ class Checkpointer:
         save_state(self.directory, self.trainer.step, self.trainer.state_dict())
 
 
-def _measure_if_due(monitor: Monitor | None, checkpointer: Checkpointer, log: MetricLog | None) -> None:
-    """A measurement that fails stops the run after its state is saved; it is made again when the run goes on.
-
-    Only the main process comes further than the first lines here, so nothing may be exchanged.
-    """
-    trainer = checkpointer.trainer
+def _measure_if_due(monitor: Monitor | None, trainer: Trainer, log: MetricLog | None, progress: Progress) -> None:
+    """A measurement that fails is told, and the training goes on: only the main process comes further than two lines."""
     if monitor is None or log is None or not monitor.due(trainer.step):
         return
     try:
         values = monitor.measure(trainer.step)
-        if not log.holds(trainer.step, values):
-            log.write(trainer.step, values)
     except Interrupted:
-        checkpointer.write()
-        raise
+        return  # the stop is heeded, and the state saved, after this step; the same command measures again
     except Exception as error:
-        checkpointer.write()
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OvertureError(
-            f"measuring at step {trainer.step} of stage {trainer.stage} failed ({reason}); the state is saved, the same "
-            "command measures again and goes on"
-        ) from error
+        progress.say(f"measuring at step {trainer.step} failed: {error_line(error)}")
+        return
+    if not log.holds(trainer.step, values):
+        log.write(trainer.step, values)

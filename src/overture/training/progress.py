@@ -25,6 +25,7 @@ __all__ = [
     "SilentProgress",
     "TerminalProgress",
     "WireProgress",
+    "heed_stop",
     "stop_requested",
     "stoppable",
 ]
@@ -41,6 +42,12 @@ class _StopFlag:
 def stop_requested() -> bool:
     """Whether the user asked to stop."""
     return _StopFlag.raised
+
+
+def heed_stop(where: str) -> None:
+    """Leave work that goes on where it was left, if the user asked to stop."""
+    if stop_requested():
+        raise Interrupted(f"stopped in {where}, saved; the same command goes on")
 
 
 @contextmanager

@@ -123,28 +123,34 @@ class ClassifierTrainer:
         self.step = state["step"]
         self.trained.load_state_dict(state, "classifier")
 
-    def save(self, path: Path, train_images: int, held_out: Iterable[Batch]) -> ClassifierRecord:
-        """Write the trained classifier; the record says what came of it, ``held_out`` images included."""
-        accuracy, count = top1_accuracy(self.classifier, held_out)
-        record = ClassifierRecord(self.config, self.seed, train_images, accuracy, count, "", to_dict(self.training))
+    def save(self, path: Path, train_images: int, held_out: Iterable[Batch], data: str = "") -> ClassifierRecord:
+        """Write the trained classifier; the record says what came of it on ``held_out`` images.
+
+        ``data`` is the fingerprint of those that it was trained on.
+        """
+        accuracy, chance, count = top1_accuracy(self.classifier, held_out)
+        record = ClassifierRecord(
+            self.config, self.seed, train_images, accuracy, count, chance, data, training=to_dict(self.training)
+        )
         save_classifier(self.classifier, record, path)
         return record
 
 
 @torch.inference_mode()
-def top1_accuracy(classifier: Classifier, batches: Iterable[Batch]) -> tuple[float, int]:
-    """The share of images whose largest logit is their label, and how many images there were."""
+def top1_accuracy(classifier: Classifier, batches: Iterable[Batch]) -> tuple[float, float, int]:
+    """The share of images whose largest logit is their label, that of the most frequent label, and how many there were."""
     classifier.eval()
     device = next(classifier.parameters()).device
-    correct = count = 0
+    correct, labels_K = 0, torch.zeros(classifier.config.num_classes, dtype=torch.long)
     for batch in batches:
         check_labelled(batch.images, batch.labels, classifier.config)
         predicted_B = classifier(to_float(batch.images.to(device))).argmax(dim=1)
         correct += int((predicted_B == batch.labels.to(device)).sum())
-        count += len(batch.labels)
+        labels_K += batch.labels.bincount(minlength=len(labels_K))
+    count = int(labels_K.sum())
     if count == 0:
         raise OvertureError("classifier: there are no held-out images to measure its accuracy on")
-    return correct / count, count
+    return correct / count, int(labels_K.max()) / count, count
 
 
 def check_labelled(images: Tensor, labels: Tensor, config: ClassifierConfig) -> None:

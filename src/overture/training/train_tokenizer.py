@@ -39,7 +39,7 @@ __all__ = ["TokenizerTrainer", "TokenizerTrainingConfig", "start_from"]
 class TokenizerTrainingConfig:
     """How a tokenizer is trained. ``steps`` counts batches; ``batch_size`` is that of all processes together.
 
-    ``start_from`` is a trained tokenizer (a model file, a run or a hub id): its parts are copied, with its EMA weights,
+    ``start_from`` is a trained tokenizer (a model file, a run or ``hf:owner/name``): its parts are copied, with its EMA weights,
     and where the new tokenizer has a post encoder they stay as they are ("Prologue-Post").
 
     ``checkpoint_minutes`` is the time between checkpoints for an exact resume; it does not change any number.

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from overture.errors import OvertureError
 from overture.processes import Processes
+from overture.training.progress import heed_stop
 
 __all__ = ["NEIGHBOURS", "neighbour_squares", "share_inside"]
 
@@ -78,6 +79,7 @@ def _squares(points_ND: Tensor, others_MD: Tensor, processes: Processes, what: s
         total=len(share), desc=what, unit="image", leave=False, disable=None if processes.is_main else True
     ) as bar:
         for start in range(share.start, share.stop, step):
+            heed_stop("the measurements")
             rows = slice(start, min(start + step, share.stop))
             points_BD = points_ND[rows].to(device, torch.double)
             sums_BM = points_BD.square().sum(dim=1, keepdim=True) + lengths_M

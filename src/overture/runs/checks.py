@@ -1,0 +1,121 @@
+"""Everything about a run that can be refused before any work: after this, no stage fails for its options."""
+
+from __future__ import annotations
+
+import torch
+
+from overture.config import option
+from overture.data.order import some_of
+from overture.data.reading import ImageReader
+from overture.data.stream import DataConfig, ImageData
+from overture.errors import UsageError
+from overture.evaluation.evaluation import chosen_metrics
+from overture.evaluation.networks import DomainNetwork, load_network
+from overture.losses.perceptual import DomainConfig
+from overture.processes import Processes
+from overture.runs.config import RunConfig
+
+__all__ = ["check_run", "look_at", "needed_networks"]
+
+LOOKED_AT = 64
+
+
+def check_run(config: RunConfig, processes: Processes = Processes()) -> None:
+    """Refuse a resolved config that cannot be run to its end: models, schedules, batches, evaluation."""
+    with torch.device("meta"):  # without memory: sizes that do not fit are told by who builds with them
+        config.tokenizer.build()
+        config.prior.build(config.tokenizer.layout)
+        config.tokenizer_training.adversarial.build(config.data.channels, config.data.image_size)
+    _check_schedules(config)
+    _check_batches(config, processes)
+    _check_networks(config)
+    check_evaluation(config)
+
+
+def _check_schedules(config: RunConfig) -> None:
+    training, prior = config.tokenizer_training, config.prior_training
+    optimizers = {
+        "tokenizer_training.optimizer": (training.optimizer, training.steps),
+        "tokenizer_training.discriminator_optimizer": (training.discriminator_optimizer, training.steps),
+    }
+    if training.joint is not None:
+        optimizers["tokenizer_training.joint.optimizer"] = (training.joint.optimizer, training.steps)
+    if config.prior_source == "tokens":
+        optimizers["prior_training.optimizer"] = (prior.optimizer, prior.steps)
+    for name, (optimizer, steps) in optimizers.items():
+        try:
+            optimizer.schedule(steps)
+        except UsageError as error:
+            raise UsageError(f"{option(name)}: {error}") from error
+
+
+def _check_batches(config: RunConfig, processes: Processes) -> None:
+    batches = {"tokenizer_training.batch_size": config.tokenizer_training.batch_size}
+    if config.prior_source == "tokens":
+        batches["prior_training.batch_size"] = config.prior_training.batch_size
+    for name in needed_networks(config):
+        part = "judge" if name == "judge" else "perceptual_network"
+        batches[f"{part}.training.batch_size"] = getattr(config, part).training.batch_size
+    for name, size in batches.items():
+        if size % processes.size:
+            raise UsageError(f"{option(name)} is {size}, needs a multiple of the {processes.size} processes")
+
+
+def _check_networks(config: RunConfig) -> None:
+    if not needed_networks(config):
+        return
+    if config.prior.num_classes < 2:
+        raise UsageError(
+            "the data have one class, of which a network trained on them learns nothing: set --evaluation.network to "
+            "inception, timm:MODEL or random:256, and --tokenizer-training.perceptual to none or lpips"
+        )
+    if config.judge == config.perceptual_network:
+        raise UsageError(
+            "--perceptual-network equals --judge: a network must not judge what it trained; change its seed"
+        )
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Refuse unknown segments, and metrics or networks that cannot be had."""
+    evaluation, layout = config.evaluation, config.tokenizer.layout
+    for sampling in evaluation.samplings.values():
+        sampling.check(layout)
+    metrics = chosen_metrics(evaluation.metrics)
+    if config.watch.keep_best == "gfd_guided" and "guided" not in evaluation.samplings:
+        raise UsageError("watch: keep_best is gfd_guided, but the evaluation has no guidance; take gfd")
+    offers = DomainNetwork.offers if evaluation.network == "domain" else load_network(evaluation.network).offers
+    for metric in metrics if evaluation.metrics and "all" not in evaluation.metrics else ():
+        if lacking := metric.lacks(offers):
+            raise UsageError(
+                f"--evaluation.metrics: {metric.name} needs {lacking}, which the network {evaluation.network} has not"
+            )
+
+
+def needed_networks(config: RunConfig) -> list[str]:
+    """The domain networks that this run trains on its own data."""
+    judge = ["judge"] if config.evaluation.network == "domain" else []
+    perceptual = config.tokenizer_training.perceptual
+    own = isinstance(perceptual, DomainConfig) and not perceptual.weights
+    return [*judge, *(["perceptual"] if own else [])]
+
+
+def look_at(data: ImageData, config: DataConfig) -> list[str]:
+    """What a user should know of her images before the work, from their names and from some of them.
+
+    Images that are not what the config says (colour where grey was meant) are refused here.
+    """
+    notes = [f"{source.name}: {note}" for source in (data.train, data.held_out) for note in source.notes]
+    reader = ImageReader(data.train, config.channels, config.background)
+    looked = some_of(len(data.train), LOOKED_AT).tolist()
+    sizes = [min(reader.read_or_next(index, {})[1].size) for index in looked]
+    if reader.transparent:
+        notes.append(
+            f"{len(reader.transparent)} of {len(looked)} images looked at are transparent in places: "
+            f"{config.background} shows there (--data.background COLOUR)"
+        )
+    small = sum(size < config.image_size for size in sizes)
+    if small:
+        notes.append(
+            f"{small} of {len(looked)} images looked at are smaller than {config.image_size} px and are enlarged"
+        )
+    return list(dict.fromkeys(notes))
