@@ -15,9 +15,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "overture"
 
 LEVELS = [
     {"errors"},
-    {"registry", "files"},
-    {"config"},
-    {"processes", "schedules"},
+    {"registry", "files", "hub"},
+    {"config", "last_resort"},
+    {"processes", "progress", "schedules"},
     {"layout", "model_files"},
     {"nn"},
     {"quantizers", "data"},

@@ -26,8 +26,8 @@ from overture.nn.classifier import (
     save_classifier,
 )
 from overture.processes import Processes
+from overture.progress import SilentProgress
 from overture.training.loop import train
-from overture.training.progress import SilentProgress
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig, top1_accuracy
 
 CONFIG = ClassifierConfig(image_size=16, num_classes=3, width=4, blocks=2)

@@ -19,10 +19,10 @@ from overture.errors import UsageError
 from overture.evaluation.networks import DomainNetwork, Outputs, load_network
 from overture.evaluation.statistics import measure_batches
 from overture.processes import Processes
+from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
 from overture.runs.directory import RunDirectory
 from overture.runs.stages import execute
-from overture.training.progress import SilentProgress
 
 
 @pytest.mark.parametrize(

@@ -178,20 +178,38 @@ def test_workers_change_nothing_and_leave_the_random_state_alone():
 
 
 class Interrupting(Counting):
-    """Reading image 0 sends the reading process what Ctrl-C sends."""
+    """Reading image 0 sends the reading process what Ctrl-C sends, or the end of a job."""
+
+    def __init__(self, inner, sent=signal.SIGINT):
+        super().__init__(inner)
+        self.sent = sent
 
     def read(self, index):
         if index == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.sent)
         return super().read(index)
 
 
-def test_workers_leave_ctrl_c_to_the_parent():
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_the_end_to_the_parent(sent):
     config = DataConfig(image_size=6, workers=1)
-    batches = list(evaluation_batches(Interrupting(numbers(6)), config, 3))
+    batches = list(evaluation_batches(Interrupting(numbers(6), sent), config, 3))
     assert sum(len(batch.indices) for batch in batches) == 6
+
+
+def test_without_workers_ctrl_c_is_the_parents():
     with pytest.raises(KeyboardInterrupt):
         list(evaluation_batches(Interrupting(numbers(6)), CONFIG, 3))
+
+
+def test_a_worker_that_ends_does_not_break_into_the_work_of_the_parent():
+    """Torch's handler for it raises wherever the parent is: in the middle of a step."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = TrainingStream(numbers(24), DataConfig(image_size=6, workers=1), 8, seed=0).batches()
+    next(batches)
+    during = signal.getsignal(signal.SIGCHLD)
+    batches.close()
+    assert during == signal.getsignal(signal.SIGCHLD) == before
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -218,7 +236,7 @@ def test_too_many_corrupt_images_stop_the_run(workers):
                 read()
                 continue
             with pytest.raises(
-                OvertureError, match=r"3 of 10 images are corrupt.*corrupt_limit 0\.2.*image-"
+                OvertureError, match=r"3 of 10 images are corrupt.*--data\.corrupt-limit 0\.2.*image-"
             ) as caught:
                 read()
             assert "\n" not in str(caught.value)
@@ -240,7 +258,7 @@ class Dying(Counting):
 
 
 def test_a_dead_worker_is_one_line():
-    with pytest.raises(OvertureError, match="a data worker died") as caught:
+    with pytest.raises(OvertureError, match=r"a data worker died.*--data\.workers") as caught:
         list(evaluation_batches(Dying(numbers(6)), DataConfig(image_size=6, workers=1), 3))
     assert "\n" not in str(caught.value)
 
@@ -260,7 +278,8 @@ def test_readers_pickle_without_their_cache():
     stream = TrainingStream(Counting(numbers(6)), CONFIG, 6, seed=0)
     batch = next(stream.batches())
     reader = pickle.loads(pickle.dumps(stream._reader))
-    assert reader.images._cache is None
+    assert stream._reader.images._cache
+    assert (reader.images._cache, reader.images._cached_bytes) == ({}, 0)
     assert same(reader(next(stream._keys(0))), batch)
 
 

@@ -16,13 +16,14 @@ from overture.model_files import read_metadata
 from overture.pipeline import load_prior
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
+from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
+from overture.runs.checks import check_evaluation
 from overture.runs.config import RunConfig, WatchConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.evaluate_run import check_evaluation, write_samples
+from overture.runs.evaluate_run import write_samples
 from overture.runs.monitor import PriorMonitor, _Monitor
 from overture.runs.stages import execute
-from overture.training.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -70,7 +70,8 @@ def test_the_fit_is_the_optimum_of_the_penalised_likelihood() -> None:
     data = make_data(60)
     rows, labels, decay = data.train_ids[:, 1:3].float(), data.train_labels, 0.03
     head = LinearHead(rows, None, 4)
-    value = fit_linear(head, rows, labels, decay)
+    value, converged = fit_linear(head, rows, labels, decay)
+    assert converged
     x = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
     y = labels.numpy()
 
@@ -87,11 +88,41 @@ def test_the_fit_is_the_optimum_of_the_penalised_likelihood() -> None:
     assert value >= best.fun - 1e-6
 
 
+def test_features_that_lie_on_few_axes() -> None:
+    """Code vectors of small codebooks: condition numbers at which plain L-BFGS stops far from the optimum."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2000, 4, generator=generator)
+    rows = hidden @ torch.randn(4, 24, generator=generator) + 1e-3 * torch.randn(2000, 24, generator=generator)
+    labels = (hidden @ torch.randn(4, 3, generator=generator) + torch.randn(2000, 3, generator=generator)).argmax(1)
+    decay = 1e-6
+    head = LinearHead(rows, None, 3)
+    value, converged = fit_linear(head, rows, labels, decay)
+    x = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double()
+    assert torch.linalg.cond(x.T @ x) > 1e5
+
+    # Newton's method in float64, from zero.
+    weight = torch.zeros(24 * 3 + 3, dtype=torch.double)
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        matrix = flat[:72].reshape(24, 3)
+        entropy = torch.nn.functional.cross_entropy(x @ matrix + flat[72:], labels)
+        return entropy + decay / 2 * matrix.square().sum()
+
+    for _ in range(30):
+        gradient = torch.func.grad(loss)(weight)
+        hessian = torch.func.hessian(loss)(weight)
+        weight = weight - torch.linalg.lstsq(hessian, gradient[:, None], driver="gelsd").solution[:, 0]
+    best = float(loss(weight))
+    assert converged
+    assert value == pytest.approx(best, abs=1e-5)
+
+
 def test_ids_are_one_hot_vectors() -> None:
     data = make_data(50)
     ids = data.train_ids[:, :2]
     head = LinearHead(ids, [4, 4], 4)
-    torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.turned)
+    head.precondition(0.1)
     expected = torch.nn.functional.one_hot(ids, 4).flatten(1).float() @ head.weight + head.bias
     torch.testing.assert_close(head(ids), expected)
 

@@ -3,7 +3,9 @@ afterwards."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +16,8 @@ import pytest
 import torch
 
 from overture.cli import build_parser, main
-from overture.cli.run import chosen_configs, describe_options, parse_overrides, switched
+from overture.cli.option_help import describe_options
+from overture.cli.run import chosen_configs, parse_overrides, switched
 from overture.config import from_dict, options, to_dict
 from overture.data.stream import TrainingStream
 from overture.errors import OvertureError, UsageError
@@ -23,16 +26,16 @@ from overture.model_files import read_weights
 from overture.pipeline import Pipeline
 from overture.priors import Sampling
 from overture.processes import Processes
+from overture.progress import SilentProgress
 from overture.quantizers import FiniteScalarConfig, LookupFreeConfig, SoftConfig, VectorConfig
 from overture.recipes import RECIPES, load_recipe, recipe_configs, summary
 from overture.recipes.presets import PRESETS, load_preset
 from overture.recipes.tiny import tiny_form
+from overture.runs.checks import check_evaluation
 from overture.runs.config import EvaluationConfig, RunConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.evaluate_run import check_evaluation
 from overture.runs.stages import execute
 from overture.training.joint_prior import JointPriorConfig
-from overture.training.progress import SilentProgress
 from overture.training.train_tokenizer import TokenizerTrainer
 
 TABLE = {
@@ -424,7 +427,9 @@ def test_anyones_recipe(stranger: Path, name: str, capsys: pytest.CaptureFixture
     assert main(["run", name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Hardware: a shed." in shown
-    assert "--data.channels" in shown
+    assert "channels" in shown
+    assert main(["run", name, "--help", "channels"]) == 0
+    assert "--data.channels" in capsys.readouterr().out
     assert main(["plan", name, "--tiny", "--json"]) == 0
     assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["digits"]
 
@@ -453,7 +458,7 @@ def line_of(text: str) -> int:
         ("my_recipes:number", 2, ["returned int, needs a RunConfig"]),
         ("my_recipes:nothing", 2, ["returned tuple, needs a RunConfig"]),
         ("my_recipes:twins", 2, ["different names, got run, run"]),
-        ("my_recipes:refuses", 2, ["unknown option '--prior.dpeth' (did you mean '--prior.depth'?)"]),
+        ("my_recipes:refuses", 2, ["unknown option '--prior.dpeth' (did you mean '--prior.depth'"]),
         ("my_recipes:raises", 1, [f"my_recipes.py:{line_of('# HERE')}: KeyError: 'svhn'"]),
         ("folder/my_other.py:raises", 1, [f"folder/my_other.py:{line_of('# HERE')}: KeyError: 'svhn'"]),
         ("my_needy:svhn", 1, ["my_needy.py:2: ModuleNotFoundError", "no_such_package_here"]),
@@ -611,13 +616,18 @@ def test_every_option_that_is_listed_means_what_is_there(recipe: str) -> None:
     config = recipe_configs(recipe)[0]
     from_data = {"tokenizer.image_size", "tokenizer.channels", "tokenizer.num_classes", "prior.num_classes"}
     seen = set()
+    present = {name: value for name, _, value in options(config)}
     for line in describe_options(config).splitlines():
         if line.startswith("  --"):
-            name, _, shown = line.strip().partition(" ")
-            seen.add(name.removeprefix("--").replace("-", "_"))
-            value = "" if shown.strip() in ("(none)", "(empty)") else shown.strip()
-            if name.removeprefix("--").replace("-", "_") not in from_data:
-                assert config.changed(parse_overrides([name, value])) == config, line
+            written, shown, *_ = re.split(r"\s{2,}", line.strip())
+            name = written.removeprefix("--").replace("-", "_")
+            seen.add(name)
+            value = "" if shown in ("(none)", "(empty)") else shown
+            if dataclasses.is_dataclass(present[name]):  # a component: the same kind, with its defaults
+                changed = {n: v for n, _, v in options(config.changed(parse_overrides([written, value])))}[name]
+                assert type(changed) is type(present[name]), line
+            elif name not in from_data:
+                assert config.changed(parse_overrides([written, value])) == config, line
     assert seen <= {name for name, _, _ in options(config)}
     assert {"seed", "prior.depth", "data.mirror", "tokenizer.segments.0.quantizer", "evaluation.metrics"} <= {
         *seen, *(name.rpartition(".")[0] for name in seen)
@@ -627,13 +637,13 @@ def test_every_option_that_is_listed_means_what_is_there(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prior.dpeth", "3"], "unknown option '--prior.dpeth' (did you mean '--prior.depth'?)"),
+        (["--prior.dpeth", "3"], "unknown option '--prior.dpeth' (did you mean '--prior.depth'"),
         (["--piror.depth", "3"], "unknown option '--piror"),
         (
             ["--tokenizer.segments.0.quantizer.entropy", "1"],
             "unknown option '--tokenizer.segments.0.quantizer.entropy'",
         ),
-        (["--tokenizer.segments.0.quantiser", "vector"], "did you mean '--tokenizer.segments.0.quantizer'?"),
+        (["--tokenizer.segments.0.quantiser", "vector"], "did you mean '--tokenizer.segments.0.quantizer'"),
         (["--tokenizer.segments.1.tokens", "3"], "tokenizer.segments.1: there are 1, counted from 0"),
         (["--tokenizer.segments.x.tokens", "3"], "tokenizer.segments.x: there are 1, counted from 0"),
         (["--tokenizer.segments.-1.tokens", "3"], "there are 1, counted from 0"),
@@ -646,7 +656,7 @@ def test_every_option_that_is_listed_means_what_is_there(recipe: str) -> None:
         (["--prior.depth"], "--prior.depth needs a value"),
         (["--prior.dropout", "much"], "prior.dropout: expected float, got 'much'"),
         (["--data.mirror", "perhaps"], "data.mirror: expected bool, got 'perhaps'"),
-        (["--data.no-mirorr"], "did you mean '--data.mirror'?"),
+        (["--data.no-mirorr"], "did you mean '--data.mirror'"),
         (["--data.crop", "centre"], "did you mean 'center'?"),
         (["--tokenizer.rope-axes", "4,4"], "tokenizer.rope-axes: expected 3 values, got 2"),
         (["--tokenizer.rope-axes", "4,x,8"], "tokenizer.rope-axes[1]: expected int, got 'x'"),
@@ -664,3 +674,20 @@ def test_options_that_cannot_be_are_one_line(words: list[str], message: str) -> 
         chosen("quickstart", "--only", "vcq", *words)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "prologue-b-b"])
+def test_the_help_of_a_recipe_fits_a_screen(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help", recipe]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 70
+    assert max(map(len, lines)) <= 120
+    assert any("example" in line.lower() for line in lines)
+    for name, hint, value in options(recipe_configs(recipe)[0]):  # every option is there, under its part
+        if not dataclasses.is_dataclass(value) and "Config" not in str(hint):
+            assert name.rpartition(".")[2].replace("_", "-") in " ".join(lines), name
+
+
+def test_a_word_that_no_option_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "quickstart", "--help", "zzz"]) == 2
+    assert "--help zzz: no option of quickstart has this in its name" in capsys.readouterr().err

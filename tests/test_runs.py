@@ -24,12 +24,12 @@ from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Measurement
 from overture.model_files import read_metadata, read_weights, save_model
 from overture.processes import Processes
+from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.results import Results
 from overture.runs.worker import Task, run_task
-from overture.training.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -23,13 +23,13 @@ from overture.losses.perceptual import DomainConfig, NoPerceptual, Perceptual
 from overture.losses.pixel import ReconstructionConfig
 from overture.nn.classifier import ClassifierConfig
 from overture.processes import Processes
+from overture.progress import Interrupted, SilentProgress
 from overture.recipes import recipe_configs
 from overture.runs.config import RunConfig
 from overture.training.checkpoint import latest_step
 from overture.training.joint_prior import JointPrior
 from overture.training.loop import Checkpointer, train
 from overture.training.optim import OptimizerConfig
-from overture.training.progress import Interrupted, SilentProgress
 from overture.training.step import NonFiniteLosses, Precision, Trainable
 from overture.training.train_tokenizer import TokenizerTrainer
 from test_joint import encoder_terms

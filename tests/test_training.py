@@ -27,12 +27,12 @@ from overture.losses.perceptual import NoPerceptual
 from overture.model_files import save_model
 from overture.priors.likelihood import measure_likelihood
 from overture.processes import Processes
+from overture.progress import Interrupted, SilentProgress
 from overture.recipes import RECIPES, recipe_configs
 from overture.runs.config import RunConfig
 from overture.training import checkpoint
 from overture.training.loop import train
 from overture.training.metric_log import MetricLog
-from overture.training.progress import Interrupted, SilentProgress
 from overture.training.train_prior import PriorTrainer, bits_of_files
 from overture.training.train_tokenizer import TokenizerTrainer
 from overture.training.write_tokens import write_tokens

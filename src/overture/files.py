@@ -185,8 +185,11 @@ def append_line(path: Path, entry: Mapping[str, Any]) -> None:
         raise cannot_write(path, error) from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every object of a file of :func:`append_line`; empty if there is no such file. An unfinished last line is left out."""
+def read_json_lines(path: Path, **needs: type) -> list[dict[str, Any]]:
+    """Every object of a file of :func:`append_line`; empty if there is no such file. An unfinished last line is left out.
+
+    ``needs`` says which keys every object has to have, and of which type.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -201,6 +204,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise OvertureError(f"{path}: damaged (line {number}: {error}); repair or delete it") from error
         if not isinstance(entries[-1], dict):
             raise OvertureError(f"{path}: damaged (line {number} holds no JSON object); repair or delete it")
+        for key, kind in needs.items():
+            if type(entries[-1].get(key)) is not kind:
+                raise OvertureError(
+                    f"{path}: damaged (line {number}: '{key}' is no {kind.__name__}); repair or delete it"
+                )
     return entries
 
 

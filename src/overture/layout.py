@@ -222,11 +222,12 @@ class Layout:
 
     def check(self, ids: Any, what: str = "ids") -> None:
         """Refuse local ids ``[N, T]`` that this layout does not allow, naming the first offender."""
+        array = ids if isinstance(ids, np.ndarray) else ids.detach().cpu().numpy()
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise OvertureError(f"{what} are {array.dtype} of shape {list(array.shape)}, need integers [N, T]")
         self._check_width(ids, self.length, what)
         if len(ids) == 0:
             return
-        array = ids if isinstance(ids, np.ndarray) else ids.detach().cpu().numpy()
-        array = array.reshape(-1, self.length)
         wrong = (array < 0) | (array >= np.array(self.sizes))
         if wrong.any():
             row, column = np.argwhere(wrong)[0]

@@ -20,6 +20,7 @@ from overture.model_files import find_model, load_model, read_metadata
 from overture.priors.model import Prior, PriorConfig
 from overture.priors.sampler import generate
 from overture.priors.sampling import Sampling
+from overture.processes import Processes
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Tokenizer
 
@@ -135,6 +136,30 @@ class Pipeline:
         """Batches of images uint8 ``[b, C, H, W]`` on the CPU; the parameters are those of :meth:`sample_ids`."""
         for ids in self.sample_ids(class_ids, sampling, **options):
             yield to_uint8(self.tokenizer.decode_valid(ids)).cpu()
+
+    def sample_together(
+        self,
+        class_ids: Sequence[int] | Tensor,
+        sampling: Sampling = Sampling(),
+        *,
+        processes: Processes,
+        seed: int = 0,
+        first: int = 0,
+        batch_size: int = 64,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Tensor]:
+        """As :meth:`sample`, the work shared by all processes: each samples ``batch_size`` images, and all get them all."""
+        classes = _check_classes(class_ids, self.prior)
+        for start in range(0, len(classes), batch_size * processes.size):
+            count = min(batch_size * processes.size, len(classes) - start)
+            share = -(-count // processes.size)
+            mine = start + processes.rank * share
+            # Beyond the last image some make one more of its class, so that all have equally many; it is cut off below.
+            rows = torch.arange(mine, mine + share).clamp(max=len(classes) - 1)
+            images = self.sample(
+                classes[rows], sampling, seed=seed, first=first + mine, batch_size=batch_size, dtype=dtype
+            )
+            yield processes.gather(torch.cat(list(images)))[:count]
 
     def __call__(
         self, class_ids: Sequence[int] | Tensor, sampling: Sampling = Sampling(), **options: Unpack[SampleOptions]

@@ -26,10 +26,14 @@ from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.schedules import predicted_cliff
 
-__all__ = ["CLIFF_SHARE", "ConditionalEntropy", "conditional_entropy"]
+__all__ = ["CLIFF_SHARES", "COLLAPSED_BITS", "ConditionalEntropy", "conditional_entropy"]
 
-CLIFF_SHARE = 0.99
-"""The measured cliff is where the prefix holds this share of the entropy of whole rows."""
+CLIFF_SHARES = (0.9, 0.95, 0.99)
+"""The measured cliff is where the prefix holds this share of the entropy of whole rows: the last of them, where one
+number is asked for. It follows the tail (images that are nearly alike are told apart late); the others show how far."""
+
+COLLAPSED_BITS = 1.0
+"""Tokens that hold less tell at most two kinds of image apart: their tokenizer has collapsed."""
 
 KEY_BITS = 63  # of an int64 that stays positive
 BLOCK_BYTES = 64  # of a row that are read at a time: one cache line
@@ -77,11 +81,25 @@ class ConditionalEntropy:
 
     @property
     def cliff(self) -> int:
-        """The measured cliff: the smallest t whose first t tokens hold 99 % (``CLIFF_SHARE``) of ``total_bits``.
+        """The measured cliff at 99 % of ``total_bits``, see :meth:`cliff_at`."""
+        return self.cliff_at(CLIFF_SHARES[-1])
+
+    def cliff_at(self, share: float) -> int:
+        """The smallest t whose first t tokens hold this share of ``total_bits``.
 
         1 if all rows are equal, as there is nothing to tell apart.
         """
-        return int(np.argmax(self.cumulative_bits >= CLIFF_SHARE * self.total_bits)) + 1
+        return int(np.argmax(self.cumulative_bits >= share * self.total_bits)) + 1
+
+    @property
+    def cliffs(self) -> dict[str, int]:
+        """The measured cliff at 90, 95 and 99 percent."""
+        return {f"{share:.0%}": self.cliff_at(share) for share in CLIFF_SHARES}
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the tokens tell almost nothing of images that could be told apart (``COLLAPSED_BITS``)."""
+        return self.total_bits < COLLAPSED_BITS and self.log2_n >= 2 * COLLAPSED_BITS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; per-class results only if there are any, under the class number as text."""
@@ -95,6 +113,7 @@ class ConditionalEntropy:
             "prefixes": self.prefixes.tolist(),
             "unique_share": self.unique_share.tolist(),
             "cliff": self.cliff,
+            "cliffs": self.cliffs,
             "predicted_cliff": self.predicted_cliff,
             "sizes": list(self.sizes),
         }

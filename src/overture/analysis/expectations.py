@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.analysis.entries import ReportEntry
 from overture.analysis.style import curve_style, dress, legend, new_figure
 from overture.layout import Layout
 from overture.priors.likelihood import Likelihood, measure_likelihood
 from overture.priors.model import Prior
+from overture.progress import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def study(prior: Prior, tokens: Mapping[str, tuple[Tensor, Tensor]], *, progress
     found = {}
     for name in ("training", "held_out"):
         ids, classes = tokens[name]
-        with tqdm(total=len(ids), desc=f"{name} tokens", unit="row", disable=not progress) as bar:
+        with progress_bar(f"{name} tokens", len(ids), "row", shown=progress) as bar:
             batches = zip(ids.split(100), classes.split(100), strict=True)
             found[name] = measure_likelihood(prior, batches, done=bar.update)
     return Expectations(prior.layout, found["training"], found["held_out"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.analysis.entropy import CLIFF_SHARE, ConditionalEntropy
+from overture.analysis.entropy import CLIFF_SHARES, ConditionalEntropy
 from overture.analysis.style import (
     COLOURS,
     INK,
@@ -213,7 +213,7 @@ def _legend(figure: Figure, axes: Axes, models: int) -> None:
     rings: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 9, "fillstyle": "none"}
     marks = [
         Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (4, 4)), label="predicted cliff $t^*$"),
-        Line2D([], [], color=MUTED, label=f"measured cliff ({CLIFF_SHARE:.0%} of all bits)", **rings),
+        Line2D([], [], color=MUTED, label=f"measured cliff ({CLIFF_SHARES[-1]:.0%} of all bits)", **rings),
         Line2D([], [], color=MUTED, linewidth=1.2, linestyle=":", label="what the codebooks can hold"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, handlelength=2.4, columnspacing=2.5, **text)

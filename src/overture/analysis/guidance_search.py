@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from overture.analysis.entries import ReportEntry
 from overture.analysis.style import curve_style, dress, legend, new_figure
+from overture.config import from_dict
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Conditions
 from overture.evaluation.evaluation import frechet_measurement
@@ -259,11 +260,12 @@ class SettingLog:
         self.path, self.protocol = path, protocol
         self._known: dict[tuple[Setting, int], float] = {}
         try:
-            for entry in read_json_lines(path):
+            for entry in read_json_lines(path, protocol=dict, setting=dict, samples=int):
                 if entry["protocol"] == protocol:
-                    self._known[Setting(**entry["setting"]), entry["samples"]] = _number(entry["value"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise OvertureError(f"{path}: damaged ({error!r}); delete it to search anew") from error
+                    setting = from_dict(Setting, entry["setting"], "setting")
+                    self._known[setting, entry["samples"]] = _number(entry["value"])
+        except (ValueError, KeyError, OverflowError, OvertureError) as error:
+            raise OvertureError(f"{path}: damaged ({error}); delete it to search anew") from error
 
     def __contains__(self, key: tuple[Setting, int]) -> bool:
         return key in self._known

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.analysis.entries import ReportEntry
 from overture.errors import OvertureError
@@ -21,6 +20,7 @@ from overture.evaluation.networks import FeatureNetwork
 from overture.pictures import picture_grid
 from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.sampling import Sampling
+from overture.progress import each_with_progress
 
 __all__ = ["NeighbourStudy", "Neighbours", "nearest_by_features", "nearest_by_tokens", "study", "suspicious_share"]
 
@@ -100,10 +100,10 @@ def study(
     """
     classes = balanced_classes(samples, pipe.prior.config.num_classes)
     drawn = pipe.sample_ids(classes, sampling, seed=seed, batch_size=batch_size)
-    sample_ids = torch.cat([ids.cpu() for ids in tqdm(drawn, desc="sampling", unit="batch", disable=not progress)])
+    sample_ids = torch.cat([ids.cpu() for ids in each_with_progress(drawn, "sampling", "batch", shown=progress)])
 
     def features(ids: Tensor, what: str) -> Tensor:
-        batches = tqdm(ids.split(batch_size), desc=what, unit="batch", disable=not progress)
+        batches = each_with_progress(ids.split(batch_size), what, "batch", shown=progress)
         return torch.cat([judge(pipe.decode(part)).cpu() for part in batches])
 
     training = features(training_MT, "training images")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.analysis.entries import ReportEntry
 from overture.analysis.probe import prefix_lengths
@@ -27,6 +26,7 @@ from overture.layout import Layout
 from overture.pictures import picture_grid
 from overture.pipeline import Pipeline
 from overture.priors.sampling import Sampling
+from overture.progress import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,7 +167,7 @@ def study(
     resampled: dict[int, _Judged] = {length: _Judged(judge) for length in lengths}
     swapped: dict[int, _Judged] = {length: _Judged(judge) for length in lengths}
     classes_N = labels_N if conditional else torch.full_like(labels_N, pipe.prior.unconditional)
-    with tqdm(total=len(ids_NT) * (2 * len(lengths) + 1), desc="prefixes", unit="image", disable=not progress) as bar:
+    with progress_bar("prefixes", len(ids_NT) * (2 * len(lengths) + 1), shown=progress) as bar:
         for rows in torch.arange(len(ids_NT)).split(batch_size):
             original.see(pipe.decode(ids_NT[rows]), pictures, bar)
         for length in lengths:
@@ -223,7 +223,7 @@ class _Judged:
         self._named: list[Tensor] = []
         self._shown: list[Tensor] = []
 
-    def see(self, images: Tensor, pictures: int, bar: tqdm[None]) -> None:
+    def see(self, images: Tensor, pictures: int, bar: Any) -> None:
         outputs = self.judge.outputs(images)
         assert outputs.logits is not None
         self._features.append(outputs.features.cpu().double())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from overture import __version__
-from overture.errors import UsageError, nearest
+from overture.errors import UsageError, error_line, nearest
 from overture.last_resort import as_line
 
 __all__ = ["main"]
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if shown:
             traceback.print_exc()
         told = as_line(error, Path(tempfile.gettempdir()) / f"overture-{os.getpid()}.txt")
-        print(f"overture: {told}", file=sys.stderr)
+        print(f"overture: {error_line(told)}", file=sys.stderr)
         if isinstance(told, UsageError):
             return 2
         return 130 if type(told).__name__ == "Interrupted" else 1

@@ -163,7 +163,7 @@ def describe(name: str, result: ConditionalEntropy, images: int | None = None) -
     sizes = f"K {low:,}" if low == high else f"K {low:,} .. {high:,}"
     lines = [f"{name}: {result.rows:,} images x {result.positions} tokens, {sizes}", ""]
     lines += _table(result)
-    lines += ["", f"log2 N {result.log2_n:.2f} bits; {_predicted(result, images)}; measured cliff {result.cliff}"]
+    lines += ["", f"log2 N {result.log2_n:.2f} bits; {_predicted(result, images)}; measured cliff {_measured(result)}"]
     lines += [_meaning(result)]
     if result.per_class:
         lines += ["", *_class_table(result)]
@@ -194,6 +194,11 @@ def _table(result: ConditionalEntropy) -> list[str]:
     return lines
 
 
+def _measured(result: ConditionalEntropy) -> str:
+    *others, last = [f"{cliff} at {share}" for share, cliff in result.cliffs.items()]
+    return f"{last} of the bits ({', '.join(others)})"
+
+
 def _predicted(result: ConditionalEntropy, images: int | None) -> str:
     of = f" for {images:,} images" if images else ""
     if result.predicted_cliff is None:
@@ -205,6 +210,8 @@ def _meaning(result: ConditionalEntropy) -> str:
     rest = result.positions - result.cliff
     if result.total_bits == 0:
         return "All rows are equal: these tokens tell no image from another."
+    if result.collapsed:
+        return f"{result.total_bits:.2f} bits tell hardly any image from another: their tokenizer has collapsed."
     if rest * 10 < result.positions:
         return "There is no cliff: the tokens tell images apart up to the last ones."
     first = "The first token holds" if result.cliff == 1 else f"The first {result.cliff} tokens hold"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.cli.common import add_output, add_sampling, at_least, device_of, print_json, read_sampling
+from overture.cli.common import add_output, add_sampling, at_least, print_json, read_sampling
 from overture.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -44,18 +44,20 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Sample and save."""
     import torch
-    from tqdm import tqdm
 
     from overture.pipeline import Pipeline
+    from overture.processes import Processes
+    from overture.progress import progress_bar
 
     if not (options.path or (options.tokenizer and options.prior)):
         raise UsageError("generate: give a RUN, or --tokenizer and --prior")
     at_least(options, count=1, batch_size=1, seed=0)
     check_place(options.out)
     sampling = read_sampling(options, preset_sampling(options))
+    processes = Processes.join(options.device)
     pipe = Pipeline.load(
         options.path,
-        device_of(options),
+        processes.device,
         tokenizer=options.tokenizer,
         prior=options.prior,
         prior_weights=options.weights,
@@ -69,11 +71,17 @@ def run(options: argparse.Namespace) -> int:
 
     def batches() -> Iterator[Tensor]:
         dtype = torch.bfloat16 if options.bf16 else None
-        with tqdm(total=len(labels), unit="image", desc="sampling", file=sys.stderr) as bar:
-            for images in pipe.sample(labels, sampling, seed=options.seed, batch_size=options.batch_size, dtype=dtype):
+        with progress_bar("sampling", len(labels), shown=processes.is_main) as bar:
+            for images in pipe.sample_together(
+                labels, sampling, processes=processes, seed=options.seed, batch_size=options.batch_size, dtype=dtype
+            ):
                 yield images
                 bar.update(len(images))
 
+    if not processes.is_main:
+        for _ in batches():  # the main process writes them
+            pass
+        return 0
     save(batches(), labels, names, options.out, options.count)
     if options.json:
         about = {"images": len(labels), **sampling.to_dict(), "seed": options.seed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,21 +41,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=0, help="runs worked on at the same time (default: as cores allow)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    parser.add_argument("-h", "--help", action="store_true", help="show this, or with a RECIPE all its options")
+    parser.add_argument(
+        "-h", "--help", nargs="?", const="", metavar="WORD",
+        help="show this; with a RECIPE the parts of its config, with a WORD the options that have it in their names",
+    )  # fmt: skip
     parser.set_defaults(accepts_overrides=True, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the recipe."""
-    from overture.recipes import RECIPES, load_recipe, recipe_configs
+    from overture.recipes import RECIPES, recipe_configs
 
+    if options.recipe is None and options.help:  # run --help RECIPE
+        options.recipe, options.help = options.help, ""
     if options.recipe is None:
         options.parser.print_help()
         print("\nrecipes: " + ", ".join(RECIPES))
-        return 0 if options.help else 2
-    if options.help:
-        print(f"{load_recipe(options.recipe).__doc__ or ''}\n")
-        print(describe_options(recipe_configs(options.recipe, options.tiny)[0]))
+        return 2 if options.help is None else 0
+    if options.help is not None:
+        show_help(options)
         return 0
     configs = chosen_configs(options)
 
@@ -74,6 +79,25 @@ def run(options: argparse.Namespace) -> int:
     if options.json and results:
         print_json(results)
     return 0
+
+
+def show_help(options: argparse.Namespace) -> None:
+    """What the recipe is and the parts of its config; or, with a word, the options with it in their names."""
+    from overture.cli.option_help import describe_options, describe_parts
+    from overture.recipes import load_recipe, recipe_configs
+
+    config = recipe_configs(options.recipe, options.tiny)[0]
+    if options.help:
+        found = describe_options(config, options.help)
+        if not found:
+            raise UsageError(f"--help {options.help}: no option of {options.recipe} has this in its name")
+        print(found)
+        return
+    print(inspect.cleandoc(load_recipe(options.recipe).__doc__ or ""))
+    print(f"\nExample: overture {options.command} {options.recipe} --tiny --seed 1 --out runs/first")
+    print("\nOptions of every recipe: --out --tiny --only --preset --jobs --device --json (overture run --help).")
+    print("Options of the config, with what this recipe sets (--help WORD shows those with WORD in their names):\n")
+    print(describe_parts(config))
 
 
 def chosen_configs(options: argparse.Namespace) -> tuple[RunConfig, ...]:
@@ -128,28 +152,3 @@ def switched(config: RunConfig, changes: dict[str, str | None]) -> dict[str, str
         else:
             given[name] = "true"  # no such option: told by the one that changes the config
     return given
-
-
-def describe_options(config: RunConfig) -> str:
-    """Every option with the value that the recipe gives it, part by part."""
-    import dataclasses
-
-    from overture.config import options
-
-    lines, part = [], ""
-    for name, _, value in options(config):
-        if dataclasses.is_dataclass(value):
-            continue
-        head = name.rpartition(".")[0]
-        if head != part:
-            part = head
-            lines.append(f"\n{part.replace('_', '-')}")
-        if not (isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])):
-            lines.append(f"  --{name.replace('_', '-'):<58} {_shown(value)}")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "(none)"
-    return {"": "(empty)", None: "none"}.get(value, str(value).lower() if isinstance(value, bool) else str(value))

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.model_files import model_hash
     from overture.pipeline import load_tokenizer
     from overture.processes import Processes
-    from overture.training.progress import SilentProgress, TerminalProgress, stoppable
+    from overture.progress import SilentProgress, TerminalProgress, stoppable
     from overture.training.write_tokens import TokensConfig, write_tokens
 
     processes = Processes.join(options.device)

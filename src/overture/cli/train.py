@@ -24,6 +24,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.until is None and not options.help:
+    if options.until is None and options.help is None:
         raise UsageError("train: say up to which stage, tokenizer or prior, and the recipe")
     return run(options)

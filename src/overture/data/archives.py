@@ -18,7 +18,7 @@ from PIL import Image
 
 from overture.data.base import CorruptImage, Source, decode_image, digest
 from overture.data.order import some_of
-from overture.errors import OvertureError, UsageError, nearest
+from overture.errors import OvertureError, UsageError, near, nearest
 
 __all__ = ["FolderSource", "ZipSource"]
 
@@ -84,7 +84,7 @@ class ZipSource(Source):
         try:
             with zipfile.ZipFile(file) as archive:
                 members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise OvertureError(f"{file}: cannot read this zip file ({error})") from error
         prefix = f"{self.folder}/" if self.folder else ""
         inside = [member[len(prefix) :] for member in members if member.startswith(prefix)]
@@ -227,7 +227,5 @@ def _hidden(file: str) -> bool:
 
 def _folders(wanted: str, folders: set[str]) -> str:
     """What there is instead; a zip may hold thousands of folders, so only the top ones are listed."""
-    hint = nearest(wanted, folders)
-    if "did you mean" in hint:
-        return hint
-    return nearest("", sorted(folder for folder in folders if "/" not in folder)[:10])
+    top = sorted(folder for folder in folders if "/" not in folder)[:10]
+    return near(wanted, folders) or nearest(wanted, top)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from overture.data.base import ArraySource
 from overture.data.npz import array_entries, read_array
-from overture.errors import OvertureError, UsageError, nearest
+from overture.errors import OvertureError, UsageError, near
 
 __all__ = ["open_npz"]
 
@@ -70,7 +70,7 @@ def _missing(pairs: list[tuple[str, str]], keys: list[str]) -> str:
         if first in keys:
             images, labels = first, second
     absent = next(key for key in (images, labels) if key not in keys)
-    return f"'{images}' and '{labels}', '{absent}' is missing{nearest(absent, keys)}; here are: {', '.join(keys)}"
+    return f"'{images}' and '{labels}', '{absent}' is missing{near(absent, keys)}; here are: {', '.join(keys)}"
 
 
 def _check_images(name: str, key: str, images: NDArray[np.generic]) -> NDArray[np.uint8]:

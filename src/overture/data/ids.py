@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from overture.data.npz import ArrayEntry, array_entries, read_array
 from overture.data.token_files import MAGIC, TokenFile
-from overture.errors import OvertureError, UsageError, nearest
+from overture.errors import OvertureError, UsageError
+from overture.files import near_path
 from overture.layout import Layout
 
 __all__ = ["LoadedIds", "load_ids"]
@@ -42,9 +43,7 @@ def load_ids(path: Path | str, crop: int | None = None) -> LoadedIds:
         with path.open("rb") as file:
             start = file.read(8)
     except FileNotFoundError:
-        siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = nearest(str(path), siblings)
-        raise UsageError(f"no file '{path}'{hint if 'did you mean' in hint else ''}") from None
+        raise UsageError(f"no file '{path}'{near_path(path)}") from None
     except OSError as error:
         raise OvertureError(f"{path}: cannot read it ({error.strerror})") from error
     if start == MAGIC:

@@ -9,7 +9,8 @@ from overture.data.archives import FolderSource, ZipSource
 from overture.data.arrays import open_npz
 from overture.data.base import ArraySource, CorruptImage, Source, split, subset
 from overture.data.known_sets import EMBEDDED, KNOWN_SETS, open_embedded, open_known_set
-from overture.errors import UsageError, nearest
+from overture.errors import UsageError, near, nearest
+from overture.files import near_path
 from overture.registry import resolve, strangers_code
 
 __all__ = ["ArraySource", "CorruptImage", "Source", "open_source", "split", "subset"]
@@ -57,17 +58,8 @@ def _strangers_source(spec: str) -> Source:
 
 
 def _suggestion(spec: str, path: Path) -> str:
-    """The nearest name: a sibling of the first part of the path that does not exist, or a known set."""
-    if not spec:
-        return nearest(spec, _names())
-    while not path.parent.exists():
-        path = path.parent
-    try:
-        siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    except OSError:
-        siblings = []
-    hint = nearest(str(path), [*siblings, *_names()])
-    return hint if "did you mean" in hint else nearest(spec, _names())
+    """The nearest name: a known set, or a sibling of the first part of the path that does not exist."""
+    return near(spec, _names()) or near_path(path) or nearest(spec, _names())
 
 
 def _names() -> list[str]:

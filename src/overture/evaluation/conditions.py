@@ -63,6 +63,12 @@ class Conditions:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Conditions:
         """The inverse of :meth:`to_dict`. A field of another version is an error: the number may differ in it."""
+        for field_ in dataclasses.fields(cls):
+            value, kind = data.get(field_.name), int if field_.type == "int | None" else str
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise TypeError(
+                    f"{field_.name} is {repr(value)[:40]}, needs {'a text' if kind is str else 'a whole number'}"
+                )
         return cls(**data)
 
 

@@ -16,8 +16,8 @@ from overture.evaluation.conditions import Conditions, Measurement
 from overture.evaluation.metrics import METRICS, Metric, Value
 from overture.evaluation.networks import FeatureNetwork
 from overture.evaluation.statistics import ImageStatistics
+from overture.progress import Interrupted
 from overture.registry import strangers_code
-from overture.training.progress import Interrupted
 
 __all__ = ["Evaluation", "chosen_metrics", "evaluate", "features_needed", "frechet_measurement"]
 

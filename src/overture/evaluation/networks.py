@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.data.transforms import to_float
-from overture.errors import OvertureError, UsageError, missing_package, nearest
+from overture.errors import OvertureError, UsageError, missing_package, near, nearest
 from overture.files import file_hash
 from overture.model_files import read_tensors, weights_hash
 from overture.nn.classifier import load_classifier
@@ -290,8 +290,7 @@ def to_colour(images: Tensor) -> Tensor:
 
 
 def _nearest_of_many(model: str, models: list[str]) -> str:
-    hint = nearest(model, models)
-    return hint if hint.startswith(" (did") else " (timm.list_models() shows all)"
+    return near(model, models) or " (timm.list_models() shows all)"
 
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError
@@ -30,7 +29,7 @@ from overture.evaluation.usage import CodebookUsage, UsageMeter
 from overture.layout import Layout
 from overture.losses.perceptual import Lpips
 from overture.processes import Processes
-from overture.training.progress import heed_stop
+from overture.progress import heed_stop, progress_bar
 
 __all__ = ["ReconstructionReport", "measure_reconstruction"]
 
@@ -93,7 +92,7 @@ def measure_reconstruction(
     error_2 = torch.zeros(2, dtype=torch.double)  # sum of absolute errors, number of values
     ids: list[Tensor] = []
     pairs: list[Tensor] = []
-    with tqdm(desc="reconstructing", unit="image", disable=not progress) as bar:
+    with progress_bar("reconstructing", shown=progress) as bar:
         for images in batches:
             heed_stop("the measurements")
             x = to_float(images.to(device))

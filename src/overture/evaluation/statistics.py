@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.data.npz import ArrayEntry, array_entries, read_array, write_arrays
 from overture.data.order import generator, some_of
@@ -30,7 +29,7 @@ from overture.evaluation.metrics.inception_score import InceptionScore, Inceptio
 from overture.evaluation.networks import FeatureNetwork, Outputs
 from overture.files import file_hash
 from overture.processes import Processes
-from overture.training.progress import heed_stop
+from overture.progress import heed_stop, progress_bar
 
 __all__ = [
     "BLOCK", "ImageStatistics", "collect", "measure_batches", "open_reference", "open_samples", "read_statistics",
@@ -158,7 +157,7 @@ def measure_batches(
     Where the total is not known before, there is no Inception Score: its splits are drawn.
     """
     collector = _Collector(network, total, start, keep_features, split_size)
-    with tqdm(total=total, desc=name, unit="image", disable=not progress) as bar:
+    with progress_bar(name, total, shown=progress) as bar:
         for batch in in_blocks(batches):
             heed_stop("the measurements")
             collector.update(batch, network.outputs(batch))

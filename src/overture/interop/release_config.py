@@ -8,13 +8,13 @@ one with tied embeddings, which was never trained); that matters only to who imp
 
 from __future__ import annotations
 
-import json
 import math
-from fractions import Fraction
+import re
 from pathlib import Path
 from typing import Any
 
 from overture.errors import OvertureError
+from overture.files import read_json
 from overture.interop.releases import Release
 from overture.nn.transformer import TransformerConfig
 from overture.priors.model import PriorConfig
@@ -39,14 +39,7 @@ _POST = {"semantic_input_type": "encoder_output"}
 def read_config(path: Path, *, prior: bool = True) -> tuple[Release, bool]:
     """The models of a configuration file, and whether they were trained in one stage (so that the prior lies beside
     the tokenizer and raw weights were published). Without ``prior``, what the file says about one is not read."""
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise OvertureError(f"{path}: cannot read the config ({error.strerror})") from error
-    except ValueError as error:
-        raise OvertureError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise OvertureError(f"{path}: not a config of the release (expected an object)")
+    data = read_json(path, dict, "give the config of the release")
     top = _Section(path, "", data)
     one_stage = bool(data.get("continuous_training", False))
     return Release(_tokenizer(top), _prior(top) if prior and "ARModel" in data else None), one_stage
@@ -66,11 +59,13 @@ class _Section:
 
     def number(self, key: str) -> float:
         value = self.data.get(key)
-        try:
-            return float(Fraction(value)) if isinstance(value, str | int | float) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        fraction = re.fullmatch(r"(\d{1,9})(?:/([1-9]\d{0,8}))?", value) if isinstance(value, str) else None
+        if fraction:
+            return int(fraction[1]) / int(fraction[2] or 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e15:
             what = "is missing" if value is None else f"is {value!r}, expected a number"
-            raise OvertureError(f"{self.path}: {self.name}{key} {what}") from error
+            raise OvertureError(f"{self.path}: {self.name}{key} {what}")
+        return float(value)
 
     def integer(self, key: str) -> int:
         value = self.number(key)
@@ -109,7 +104,7 @@ class _Section:
             "ProbQ": SoftConfig(self.integer("z_dim"), temperature=self.number("temperature")),
         }
         kind = self.data.get("ste")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise OvertureError(f"{self.path}: {self.name}ste is {kind!r}; only VQ and ProbQ can be imported")
         return CodebookConfig(k_max=self.integer("codebook_size")), kinds[kind]
 

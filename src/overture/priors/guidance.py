@@ -15,6 +15,9 @@ from overture.layout import Layout
 __all__ = ["Curve", "Guidance", "number"]
 
 
+LARGEST = 1000
+
+
 @dataclass(frozen=True)
 class Curve:
     """How the scale runs over one segment, with progress t from 0 towards 1.
@@ -32,8 +35,11 @@ class Curve:
         if self.shape not in ("constant", "linear", "cosine"):
             raise UsageError(f"guidance shape '{self.shape}' is none of constant, linear, cosine")
         for name in ("scale", "power", "start"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"guidance {name} is {getattr(self, name)}, needs a finite number")
+            # Beyond this the guided logits lose their differences to rounding, and then overflow.
+            if not abs(getattr(self, name)) <= LARGEST:
+                raise UsageError(
+                    f"guidance {name} is {getattr(self, name)}, needs a number from -{LARGEST} to {LARGEST}"
+                )
         if self.power <= 0:
             raise UsageError(f"guidance power is {self.power}, needs > 0")
 

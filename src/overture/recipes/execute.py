@@ -14,13 +14,13 @@ from typing import Any
 from overture.config import differences
 from overture.errors import OvertureError, UsageError
 from overture.processes import Processes
+from overture.progress import SilentProgress, TerminalProgress, stoppable
 from overture.report import write_report
 from overture.runs.checks import check_run, needed_networks
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.pool import Pool, available_cores
 from overture.runs.worker import Task, run_task
-from overture.training.progress import SilentProgress, TerminalProgress, stoppable
 
 __all__ = ["execute_recipe"]
 
@@ -54,7 +54,7 @@ def execute_recipe(
             main = _run_here(tasks, device)
         else:
             for config in configs:  # before networks are trained for all of them
-                check_run(config.resolve(config.data.build().num_classes))
+                check_run(config.resolve(config.data.build().num_classes), until=until)
             width = min(jobs or _default_jobs(device), len(tasks))
             Pool(width).run_all(_network_tasks(configs, root, networks, device))
             Pool(width).run_all(tasks)

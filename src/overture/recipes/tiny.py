@@ -28,6 +28,7 @@ def tiny_form(config: RunConfig) -> RunConfig:
     """Small networks, 16 tokens a segment, 40 steps; codebooks, quantizers, losses and guidance stay as they are."""
     return replace(
         config,
+        tiny=True,
         data=DataConfig(held_out_share=0.1, image_size=28, channels=1, crop="center", mirror=False),
         judge=_network(config.judge, 0),
         perceptual_network=_network(config.perceptual_network, 1),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from overture.files import replacing
 from overture.report import svg_figures as figures
+from overture.report.cautions import cautions
 from overture.report.read_entries import read_entries
 from overture.report.records import Record, read_records
 from overture.report.strips import Strips, read_strips
@@ -60,6 +61,7 @@ def render(records: Sequence[Record], title: str) -> str:
         "markers": [figures.marker(place) for place in range(len(records))],
         "summary": summary(records),
         "missing": missing_parts(records),
+        "cautions": cautions(records),
         "groups": metric_groups(records, notes),
         "footnotes": notes,
         "protocols": protocol_sentences(records),

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from overture.config import from_dict
 from overture.errors import OvertureError, UsageError
-from overture.files import read_json, read_json_lines, read_record
+from overture.files import read_json, read_record
 from overture.layout import Layout, Segment
+from overture.runs.forms import CONFIG, check_form
 from overture.schedules import CodebookConfig
+from overture.training.metric_log import read_metrics
 
 if TYPE_CHECKING:
     from overture.evaluation.conditions import Measurement
@@ -91,7 +93,7 @@ def read_records(runs: Sequence[RunDirectory]) -> list[Record]:
 def _read(run: RunDirectory) -> Record:
     if not run.root.is_dir():
         raise UsageError(f"{run.root}: no such run directory; give the path of a run")
-    config = read_record(run.config) if run.config.exists() else {}
+    config = _config(run.config) if run.config.exists() else {}
     classes = read_json(run.classes, list) if run.classes.exists() else []
     models = {"tokenizer": run.tokenizer_model, "prior": run.prior_model}
     return Record(
@@ -99,11 +101,21 @@ def _read(run: RunDirectory) -> Record:
         root=run.root,
         config=config,
         results=run.read_results(),
-        metrics=tuple(read_json_lines(run.metrics)),
+        metrics=tuple(read_metrics(run.metrics)),
         classes=tuple(map(str, classes)),
         layout=_layout(config, run.config),
         weights={name: _count_weights(path) for name, path in models.items() if path.exists()},
     )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The config as plain values: its classes need torch."""
+    config = read_record(path)
+    try:
+        check_form(config, CONFIG, "config")
+    except OvertureError as error:
+        raise OvertureError(f"{path}: damaged ({error}); repair it") from error
+    return config
 
 
 def _layout(config: dict[str, Any], path: Path) -> Layout | None:

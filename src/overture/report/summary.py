@@ -63,7 +63,8 @@ def _cliff(records: Sequence[Record]) -> list[str]:
             no_room.append(record.name)
         else:
             room.append(f"the first {_tokens(e['predicted_cliff'])}{run}")
-        held.append(f"the first {e['cliff']} of {e['positions']}{run}")
+        others = words.other_cliffs(e)
+        held.append(f"the first {e['cliff']} of {e['positions']}{f' ({others})' if others else ''}{run}")
     sentences = []
     if room:
         single = room[1:] == [] and measured[0].entropy["predicted_cliff"] == 1

@@ -244,7 +244,7 @@ def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...
         ),
         Row("Predicted cliff", "tokens", cells(predicted), meaning="first tokens with room for log2 N bits"),
         Row(
-            "Measured cliff", "tokens", cells(lambda e: (str(e["cliff"]), f"of {e['positions']}")),
+            "Measured cliff", "tokens", cells(lambda e: (str(e["cliff"]), words.other_cliffs(e) or f"of {e['positions']}")),
             meaning="first tokens that hold 99 % of the entropy of all",
         ),
         Row(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from overture.evaluation.conditions import Conditions
 
@@ -14,6 +15,7 @@ __all__ = [
     "duration",
     "in_words",
     "joined",
+    "other_cliffs",
     "percent",
     "sentence",
     "short",
@@ -110,3 +112,9 @@ def in_words(conditions: Conditions) -> str:
     parts += [f"weights: {p.weights}"] if p.weights else []
     parts += [f"number type {p.dtype}"] if p.dtype else []
     return "; ".join(parts) + "."
+
+
+def other_cliffs(entropy: Mapping[str, Any]) -> str:
+    """``90 % in the first 4, 95 % in the first 6``: the measured cliff by other thresholds, where they were recorded."""
+    others = [(share, cliff) for share, cliff in entropy.get("cliffs", {}).items() if cliff != entropy["cliff"]]
+    return ", ".join(f"{share.replace('%', ' %')} in the first {cliff}" for share, cliff in others)

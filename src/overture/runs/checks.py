@@ -20,8 +20,8 @@ __all__ = ["check_run", "look_at", "needed_networks"]
 LOOKED_AT = 64
 
 
-def check_run(config: RunConfig, processes: Processes = Processes()) -> None:
-    """Refuse a resolved config that cannot be run to its end: models, schedules, batches, evaluation."""
+def check_run(config: RunConfig, processes: Processes = Processes(), until: str = "report") -> None:
+    """Refuse a resolved config that cannot be run to its end (or ``until`` a stage): models, schedules, batches, judge."""
     with torch.device("meta"):  # without memory: sizes that do not fit are told by who builds with them
         config.tokenizer.build()
         config.prior.build(config.tokenizer.layout)
@@ -29,7 +29,8 @@ def check_run(config: RunConfig, processes: Processes = Processes()) -> None:
     _check_schedules(config)
     _check_batches(config, processes)
     _check_networks(config)
-    check_evaluation(config)
+    watched = config.watch.tokenizer_every or config.watch.prior_every
+    check_evaluation(config, judged=until == "report" or bool(watched))
 
 
 def _check_schedules(config: RunConfig) -> None:
@@ -75,14 +76,16 @@ def _check_networks(config: RunConfig) -> None:
         )
 
 
-def check_evaluation(config: RunConfig) -> None:
-    """Refuse unknown segments, and metrics or networks that cannot be had."""
+def check_evaluation(config: RunConfig, *, judged: bool = True) -> None:
+    """Refuse unknown segments and metrics, and, if the run will be ``judged``, a network that cannot be had."""
     evaluation, layout = config.evaluation, config.tokenizer.layout
     for sampling in evaluation.samplings.values():
         sampling.check(layout)
     metrics = chosen_metrics(evaluation.metrics)
     if config.watch.keep_best == "gfd_guided" and "guided" not in evaluation.samplings:
         raise UsageError("watch: keep_best is gfd_guided, but the evaluation has no guidance; take gfd")
+    if not judged:
+        return
     offers = DomainNetwork.offers if evaluation.network == "domain" else load_network(evaluation.network).offers
     for metric in metrics if evaluation.metrics and "all" not in evaluation.metrics else ():
         if lacking := metric.lacks(offers):

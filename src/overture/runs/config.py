@@ -117,11 +117,12 @@ class RunConfig:
     :meth:`resolve`, so that another data set needs no other setting.
 
     ``prior_source`` says where the run's prior comes from: trained on the token file (stage 3), or the ``joint`` prior
-    of stage 1 used as it is ("OneStage").
+    of stage 1 used as it is ("OneStage"). ``tiny`` marks a recipe's tiny form, so that its page can say so.
     """
 
     name: str = no_number("run")
     recipe: str = no_number("")
+    tiny: bool = no_number(False)
     seed: int = 0
     data: DataConfig = DataConfig()
     judge: DomainNetworkConfig = DomainNetworkConfig()

@@ -23,9 +23,10 @@ from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
 from overture.files import read_json, read_record, remove_leftovers, write_json, write_record
 from overture.model_files import find_model, read_metadata
+from overture.progress import stop_requested
 from overture.runs.config import RunConfig
+from overture.runs.forms import DATA, check_form
 from overture.runs.results import Results
-from overture.training.progress import stop_requested
 
 __all__ = ["RunDirectory"]
 
@@ -105,7 +106,7 @@ class RunDirectory:
             for name, part in parts.items()
         }
         classes = list(data.classes)
-        present = read_record(self.data, "delete the run to start over") if self.data.exists() else {}
+        present = self._known_data()
         different = []
         if self.classes.exists() and (known := read_json(self.classes, list)) != classes:
             odd = next(((a, b) for a, b in zip_longest(known, classes) if a != b), None)
@@ -115,7 +116,7 @@ class RunDirectory:
                 else ""
             )
         for name, about in found.items():
-            old = present.get(name, about)
+            old = present[name] if present else about
             if old["images"] != about["images"] or not same_fingerprint(old["fingerprint"], about["fingerprint"]):
                 different.append(
                     f"{name}: {old['images']:,} images with fingerprint {old['fingerprint']}, now {about['images']:,} "
@@ -129,6 +130,17 @@ class RunDirectory:
         if not present:
             write_record(self.data, found)
             write_json(self.classes, classes)
+
+    def _known_data(self) -> dict[str, dict[str, Any]]:
+        """What was written down of the images; nothing in a new run, or one of version 0.1.0."""
+        advice = "delete the run to start over"
+        present = read_record(self.data, advice) if self.data.exists() else {}
+        try:
+            if present:
+                check_form(present, DATA, "data")
+        except OvertureError as error:
+            raise OvertureError(f"{self.data}: damaged ({error}); {advice}") from error
+        return present
 
     def read_results(self) -> Results:
         """All results so far."""

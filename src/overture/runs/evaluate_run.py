@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from overture.analysis import shared_rows
-from overture.analysis.entropy import conditional_entropy
+from overture.analysis.entropy import ConditionalEntropy, conditional_entropy
 from overture.data.base import same_fingerprint
 from overture.data.npz import array_entries, read_array
 from overture.data.order import some_of
@@ -33,13 +33,13 @@ from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
+from overture.progress import Interrupted, Progress, heed_stop
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.results import Results
 from overture.training.elbo import reconstruction_bits
-from overture.training.progress import Interrupted, Progress, heed_stop
 
-__all__ = ["evaluate_run", "judge_network", "make_training_reference"]
+__all__ = ["evaluate_run", "judge_network", "make_training_reference", "token_entropy"]
 
 KEPT_IMAGES = 10_000
 """Images of the training set beside its statistics, for metrics on features: as many as ADM's references keep."""
@@ -54,7 +54,7 @@ def evaluate_run(
     judge = judge_network(config, run, device)
     make_training_reference(config, data, judge, run)
     parts: dict[str, Callable[[], Any]] = {
-        "entropy": lambda: measure_entropy(run),
+        "entropy": lambda: token_entropy(run).to_dict(),
         "likelihood": lambda: measure_run_likelihood(pipe, run, progress),
         "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge, progress),
         "elbo": lambda: negative_elbo(config, run.read_results()),
@@ -123,10 +123,10 @@ def make_training_reference(config: RunConfig, data: ImageData, judge: FeatureNe
     side.save(run.reference, {"arr_0": joined_pixels(kept), "fingerprint": np.array(fingerprint)})
 
 
-def measure_entropy(run: RunDirectory) -> dict[str, Any]:
+def token_entropy(run: RunDirectory) -> ConditionalEntropy:
     """The conditional entropy of the training tokens, one row per image (its central crop)."""
     file = run.token_file("train")
-    return conditional_entropy(file.ids(crop=file.central_crop), layout=file.layout).to_dict()
+    return conditional_entropy(file.ids(crop=file.central_crop), layout=file.layout)
 
 
 def measure_run_likelihood(pipe: Pipeline, run: RunDirectory, progress: Progress) -> dict[str, Any]:

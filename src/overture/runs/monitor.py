@@ -25,6 +25,7 @@ from overture.pictures import save_picture
 from overture.pipeline import Pipeline, balanced_classes
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.forms import Each, check_form, number
 from overture.tokenizers.tokenizer import Tokenizer
 from overture.training.train_prior import PriorTrainer
 from overture.training.train_tokenizer import TokenizerTrainer
@@ -44,9 +45,12 @@ class _Monitor:
     def known(self) -> dict[int, dict[str, float]]:
         """Numbers by step."""
         try:
-            return {entry["step"]: entry["values"] for entry in read_json_lines(self.path)}
-        except KeyError as error:
-            raise OvertureError(f"{self.path}: damaged ({error!r}); delete it and go on") from error
+            entries = read_json_lines(self.path, step=int, values=dict)
+            for entry in entries:
+                check_form(entry["values"], Each(number), f"step {entry['step']}")
+        except OvertureError as error:
+            raise OvertureError(f"{self.path}: damaged ({error}); delete it and go on") from error
+        return {entry["step"]: entry["values"] for entry in entries}
 
     def due(self, step: int) -> bool:
         """Whether a measurement is due at this step."""
@@ -131,7 +135,7 @@ class PriorMonitor(_Monitor):
         batches = pipe.sample(
             classes, evaluation.samplings[kind], seed=self.config.seed + SEED_SHIFT, batch_size=evaluation.batch_size
         )
-        for number, images in enumerate(batches):
-            if number == 0:
+        for position, images in enumerate(batches):
+            if position == 0:
                 save_picture(images[: 8 * columns], columns, self.run.samples / "training" / picture)
             yield images

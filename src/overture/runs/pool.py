@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from overture.errors import OvertureError, UsageError
+from overture.progress import Interrupted, TerminalProgress, stop_requested
 from overture.runs.worker import Task
-from overture.training.progress import Interrupted, TerminalProgress, stop_requested
 
 __all__ = ["Pool", "available_cores"]
 

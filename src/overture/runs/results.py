@@ -13,6 +13,7 @@ from typing import Any
 
 from overture.errors import OvertureError
 from overture.evaluation.conditions import Measurement
+from overture.runs.forms import RESULTS, check_form, check_lengths
 
 __all__ = ["Results"]
 
@@ -51,18 +52,31 @@ class Results:
     def from_dict(cls, data: Mapping[str, Any], where: str = "results") -> Results:
         """The inverse of :meth:`to_dict`; also reads what version 0.1.0 wrote."""
         known = {field.name for field in dataclasses.fields(cls)}
-        parts = {key: part for key, part in data.items() if key in known}
+        parts = {key: part for key, part in data.items() if key in known and part is not None}
         try:
             if isinstance(parts.get("generation"), list) or "held_out_images_distance" in (
                 parts.get("reconstruction") or {}
             ):
                 parts = _from_old(parts)
+            for part, content in parts.items():
+                if content is not None:
+                    check_form(content, RESULTS[part], part)
             results = cls(**parts)
-            for kind in results.generation or {}:
-                results.measurements(kind)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise OvertureError(f"{where}: damaged ({error!r}); delete it to measure again") from error
+            results._check()
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, OvertureError) as error:
+            said = str(error) if isinstance(error, OvertureError) else repr(error)
+            raise OvertureError(f"{where}: damaged ({said}); delete it to measure again") from error
         return results
+
+    def _check(self) -> None:
+        """Refuse measurements that are none, and lists of unlike lengths."""
+        _ = self.reconstruction_distance, *map(self.measurements, self.generation or {})
+        if self.entropy:
+            lists = ("conditional_entropy_bits", "cumulative_bits", "unique_share", "sizes")
+            check_lengths("entropy", *(self.entropy[name] for name in lists))
+        if self.likelihood:
+            parts = (part for part in self.likelihood.values() if isinstance(part, dict))
+            check_lengths("likelihood", *(part["bits_per_position"] for part in parts))
 
     def measurements(self, kind: str) -> dict[str, Measurement]:
         """Numbers by metric of ``unguided``, ``guided`` or ``held_out`` images; empty if there are none."""

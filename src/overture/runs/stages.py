@@ -19,13 +19,13 @@ from overture.model_files import check_config, read_metadata
 from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import load_tokenizer
 from overture.processes import Processes
+from overture.progress import Interrupted, Progress, SilentProgress, stop_requested
 from overture.runs.checks import check_run, look_at, needed_networks
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.evaluate_run import evaluate_run, judge_network, make_training_reference
+from overture.runs.evaluate_run import evaluate_run, judge_network, make_training_reference, token_entropy
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
 from overture.training.loop import train
-from overture.training.progress import Interrupted, Progress, SilentProgress, stop_requested
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
 from overture.training.train_prior import PriorTrainer, bits_of_files, save_prior
 from overture.training.train_tokenizer import TokenizerTrainer
@@ -45,7 +45,7 @@ def execute(
     """
     data = config.data.build()
     config = config.resolve(data.num_classes)
-    check_run(config, processes)
+    check_run(config, processes, until)
     if processes.is_main:
         notes = look_at(data, config.data)
         run.write_or_check_config(config)
@@ -190,6 +190,11 @@ def _tokens_stage(
             tokenizer, digest, source, config.data, config.tokens, path,
             processes=processes, progress=progress, label=f"tokens {part}",
         )  # fmt: skip
+    if processes.is_main and (entropy := token_entropy(run)).collapsed:
+        progress.say(
+            f"the tokenizer has collapsed: its tokens hold {entropy.total_bits:.2f} of {entropy.log2_n:.2f} bits; train it "
+            "longer or with a lower --tokenizer-training.optimizer.learning-rate"
+        )
 
 
 def _prior_stage(

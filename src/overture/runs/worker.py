@@ -1,6 +1,6 @@
 """One run in a process of its own: ``python -m overture.runs.worker TASK``, with the task as JSON.
 
-Progress goes to stdout as JSON lines (see :class:`overture.training.progress.WireProgress`); the last line of a failed
+Progress goes to stdout as JSON lines (see :class:`overture.progress.WireProgress`); the last line of a failed
 task is ``{"error": .., "status": ..}``.
 """
 
@@ -17,10 +17,10 @@ from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
 from overture.last_resort import as_line
 from overture.processes import Processes, end_with_parent
+from overture.progress import Interrupted, Progress, WireProgress, stoppable
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.stages import execute, train_network
-from overture.training.progress import Interrupted, Progress, WireProgress, stoppable
 
 __all__ = ["Task", "run_task"]
 

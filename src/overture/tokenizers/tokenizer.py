@@ -179,11 +179,17 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` in [-1, 1] -> local ids ``[B, T]``."""
+        """Images ``[B, C, H, W]`` in [-1, 1] -> local ids ``[B, T]``; anything else is refused."""
+        check_pixels(images)
+        return self.encode_valid(images.to(self.encoder.patches.weight.dtype))
+
+    @torch.no_grad()
+    def encode_valid(self, images: Tensor) -> Tensor:
+        """As :meth:`encode`, of images that are known to fit: looking at them would wait for an accelerator."""
         return torch.cat([self._quantizer(name).encode(part) for name, part in self.features(images).items()], dim=1)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Local ids ``[B, T]`` -> images ``[B, C, H, W]``, not clamped."""
+        """Local ids ``[B, T]`` -> images ``[B, C, H, W]``, not clamped; ids that the layout does not allow are refused."""
         self.layout.check(ids)
         return self.decode_valid(ids)
 
@@ -219,3 +225,14 @@ def _grid_rotary(config: TokenizerConfig, size: TransformerConfig, columns: int 
 def _index_rotary(config: TokenizerConfig, size: TransformerConfig, length: int) -> Rotary:
     axes = config.rope_axes or default_axes(size.head_dim)
     return rotary(index_positions(length, _AXES), axes, config.theta_index)
+
+
+def check_pixels(images: Tensor) -> None:
+    """Refuse what are no pixels in [-1, 1]: whole numbers, 0..255, NaN."""
+    if not images.is_floating_point():
+        raise OvertureError(
+            f"tokenizer: images are {images.dtype}, need floats in [-1, 1] (of 0..255: images / 127.5 - 1)"
+        )
+    low, high = images.aminmax() if images.numel() else (images.new_zeros(()), images.new_zeros(()))
+    if not (low >= -1.01 and high <= 1.01):  # NaN neither
+        raise OvertureError(f"tokenizer: pixels run from {low:.4g} to {high:.4g}, need finite values in [-1, 1]")

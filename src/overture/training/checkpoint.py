@@ -79,8 +79,10 @@ def resume(trainer: Resumable, directory: Path) -> None:
         return
     state = load_state(directory, step)
     try:
+        if state["step"] != step:
+            raise OvertureError(f"it holds step {state['step']}")
         trainer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError, TypeError, OvertureError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OvertureError) as error:
         raise OvertureError(
             f"{directory / f'step-{step:08d}'}: a checkpoint of another config ({' '.join(str(error).split())[:200]}); "
             "delete it to start the stage over"

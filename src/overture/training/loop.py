@@ -12,9 +12,9 @@ from torch import Tensor
 
 from overture.errors import OvertureError, error_line
 from overture.processes import Processes
+from overture.progress import Interrupted, Progress, stop_requested
 from overture.training.checkpoint import resume, save_state
 from overture.training.metric_log import MetricLog
-from overture.training.progress import Interrupted, Progress, stop_requested
 from overture.training.step import NonFiniteLosses
 
 __all__ = ["Checkpointer", "Measure", "Monitor", "Trainer", "train"]

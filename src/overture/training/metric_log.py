@@ -8,9 +8,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from overture.errors import OvertureError
 from overture.files import append_line, read_json_lines, replacing
 
-__all__ = ["MetricLog"]
+__all__ = ["MetricLog", "read_metrics"]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every line of a ``metrics.jsonl``; refuses lines without stage and step, and values that are no numbers."""
+    entries = read_json_lines(path, stage=str, step=int)
+    for number, entry in enumerate(entries, start=1):
+        odd = next((name for name, value in entry.items() if name != "stage" and not _is_number(value)), None)
+        if odd is not None:
+            raise OvertureError(f"{path}: damaged (line {number}: '{odd}' is no number); repair or delete it")
+    return entries
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e15
 
 
 class MetricLog:
@@ -20,7 +35,7 @@ class MetricLog:
         self.path, self.stage = path, stage
         self.kept: list[dict[str, Any]] = []
         if path.exists():
-            kept = [r for r in read_json_lines(path) if r["stage"] != stage or r["step"] <= start_step]
+            kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] <= start_step]
             self.kept = [r for r in kept if r["stage"] == stage]
             with replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))

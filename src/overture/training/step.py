@@ -75,11 +75,27 @@ class Trainable:
     def load_state_dict(
         self, state: Mapping[str, Any], module: str, optimizer: str = "optimizer", ema: str = "ema"
     ) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Go on from what :meth:`state_dict` gave. How the optimizer is set is the config's, as before every step."""
         self.module.load_state_dict(state[module])
-        self.optimizer.load_state_dict(state[optimizer])
+        saved, own = state[optimizer], self.optimizer.state_dict()["param_groups"]
+        groups = [{**new, "params": old["params"]} for old, new in zip(saved["param_groups"], own, strict=True)]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        self._check_moments()
         if self.ema is not None:
             self.ema.load_state_dict(state[ema])
+
+    def _check_moments(self) -> None:
+        """Refuse moments that are not those of the parameters: the optimizer takes anything, and fails at its next step."""
+        parameters = {p for group in self.optimizer.param_groups for p in group["params"]}
+        for parameter, moments in self.optimizer.state.items():
+            if parameter not in parameters or moments.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+                raise OvertureError("the optimizer's state is not of these parameters")
+            for name, moment in moments.items():
+                wanted = torch.Size() if name == "step" else parameter.shape
+                if not isinstance(moment, Tensor) or moment.shape != wanted or not moment.isfinite().all():
+                    raise OvertureError(
+                        f"the optimizer's {name} of a parameter {tuple(parameter.shape)} does not fit it"
+                    )
 
 
 class NonFiniteLosses:

@@ -14,8 +14,8 @@ from overture.data.token_files import TokenFile, TokenHeader, TokenWriter
 from overture.data.transforms import to_float
 from overture.errors import UsageError
 from overture.processes import Processes
+from overture.progress import Interrupted, Progress, stop_requested
 from overture.tokenizers.tokenizer import Tokenizer
-from overture.training.progress import Interrupted, Progress, stop_requested
 
 __all__ = ["TokensConfig", "write_tokens"]
 
@@ -62,7 +62,7 @@ def write_tokens(
     progress.start(label, header.rows, header.rows - sum(map(len, missing)) * processes.size, "image")
     for rows, batch in zip(missing, tokenization_batches(source, data, config.crops, missing), strict=True):
         images = to_float(batch.images.flatten(0, 1).to(processes.device))
-        ids = tokenizer.encode(images).cpu().numpy().reshape(len(rows), count, -1)
+        ids = tokenizer.encode_valid(images).cpu().numpy().reshape(len(rows), count, -1)
         writer.write(rows, ids, batch.labels.numpy())
         progress.advance(len(rows) * processes.size)
         if stop_requested():

@@ -16,11 +16,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from overture.errors import OvertureError
 from overture.processes import Processes
-from overture.training.progress import heed_stop
+from overture.progress import heed_stop, progress_bar
 
 __all__ = ["NEIGHBOURS", "neighbour_squares", "share_inside"]
 
@@ -75,9 +74,7 @@ def _squares(points_ND: Tensor, others_MD: Tensor, processes: Processes, what: s
     lengths_M = others_MD.square().sum(dim=1)
     share = processes.share_out(len(points_ND))
     step = max(1, BLOCK // len(others_MD))
-    with tqdm(
-        total=len(share), desc=what, unit="image", leave=False, disable=None if processes.is_main else True
-    ) as bar:
+    with progress_bar(what, len(share), shown=processes.is_main) as bar:
         for start in range(share.start, share.stop, step):
             heed_stop("the measurements")
             rows = slice(start, min(start + step, share.stop))

@@ -10,10 +10,10 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -25,10 +25,15 @@ __all__ = [
     "SilentProgress",
     "TerminalProgress",
     "WireProgress",
+    "each_with_progress",
     "heed_stop",
+    "progress_bar",
     "stop_requested",
     "stoppable",
 ]
+
+
+T = TypeVar("T")
 
 
 class Interrupted(OvertureError):
@@ -96,8 +101,79 @@ class SilentProgress:
     def say(self, text: str) -> None: ...
 
 
+FORMAT = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}"
+LINE_FORMAT = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}"
+ENDLESS_FORMAT = "{desc} {n_fmt} {unit}s, {elapsed}{postfix}"
+
+
+def progress_bar(what: str, total: int | None = None, unit: str = "image", *, done: int = 0, shown: bool = True) -> Any:
+    """A bar on stderr with ``update(count)``, for ``with``: where no terminal is, a line every few seconds instead."""
+    if not shown or sys.stderr.isatty():
+        form = ENDLESS_FORMAT if total is None else FORMAT
+        return tqdm(
+            desc=what, total=total, initial=done, unit=unit, file=sys.stderr, disable=not shown, bar_format=form
+        )
+    return LineBar(what, total, unit, done)
+
+
+def each_with_progress(items: Iterable[T], what: str, unit: str, *, shown: bool = True) -> Iterator[T]:
+    """``items``, one after the other, with a :func:`progress_bar`."""
+    with progress_bar(what, len(items) if isinstance(items, Sized) else None, unit, shown=shown) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+class LineBar:
+    """How far long work is, for log files: a line at most every ``every`` seconds, and one at the end."""
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str,
+        done: int = 0,
+        *,
+        every: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.what, self.total, self.unit, self.every, self.clock = what, total, unit, every, clock
+        self.n = self.initial = done
+        self.start = self.told = clock()
+        self.postfix = ""
+
+    def __enter__(self) -> LineBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def set_postfix(self, values: dict[str, str], refresh: bool = True) -> None:
+        """Figures worth seeing, in the next line."""
+        self.postfix = ", ".join(f"{name}={value}" for name, value in values.items())
+
+    def update(self, count: int = 1) -> None:
+        """``count`` more units are done."""
+        self.n += count
+        if self.clock() - self.told >= self.every:
+            self._tell()
+
+    def close(self) -> None:
+        """The last line."""
+        self._tell()
+
+    def _tell(self) -> None:
+        self.told = self.clock()
+        form = ENDLESS_FORMAT if self.total is None else LINE_FORMAT
+        line = tqdm.format_meter(
+            self.n, self.total or 0, self.told - self.start, prefix=self.what, unit=self.unit, postfix=self.postfix,
+            initial=self.initial, bar_format=form,
+        )  # fmt: skip
+        print(line, file=sys.stderr, flush=True)
+
+
 class TerminalProgress:
-    """One bar on stderr."""
+    """One bar on stderr, or lines where that is no terminal."""
 
     def __init__(self, label: str = "", position: int = 0) -> None:
         self.label, self.position = label, position
@@ -106,10 +182,13 @@ class TerminalProgress:
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         self.finish()
         name = f"{self.label} {stage}".strip()
+        if not sys.stderr.isatty():
+            self.bar = LineBar(name, total, unit, done)
+            return
         self.bar = tqdm(
             desc=f"{name:<22}", total=total, initial=done, unit=unit, position=self.position, file=sys.stderr,
             leave=self.position == 0, dynamic_ncols=True, smoothing=0.05,
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}",
+            bar_format=FORMAT,
         )  # fmt: skip
 
     def advance(self, count: int = 1, **shown: float) -> None:
@@ -123,7 +202,7 @@ class TerminalProgress:
             self.bar = None
 
     def say(self, text: str) -> None:
-        tqdm.write(f"{self.label}: {text}" if self.label else text, file=sys.stderr)
+        tqdm.write(f"{self.label}: {text}" if self.label else text, file=sys.stderr)  # above the bars
 
 
 class WireProgress:
