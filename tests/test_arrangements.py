@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from overture.config import from_dict, to_dict
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 from overture.nn.transformer import TransformerConfig
 from overture.quantizers import SoftConfig, VectorConfig
 from overture.schedules import CodebookConfig
@@ -142,3 +142,23 @@ def test_an_encoder_may_count_its_patches_in_rows_of_another_length(images: torc
             assert torch.equal(tokenizer.post_encoder.cos, build(name).post_encoder.cos)  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="encoder_columns is 0"):
         replace(config("2d"), encoder_columns=0)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    """Pixels of 0..255, whole numbers and NaN would be encoded to tokens that mean nothing."""
+    tokenizer = build("2d")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    ids = tokenizer.encode(images)
+    assert torch.equal(tokenizer.encode(images.double()), ids)
+    assert tokenizer.encode(images.half()).shape == ids.shape
+    for wrong, words in (
+        ((images * 127.5 + 127.5).byte(), "uint8, need floats"),
+        (images * 127.5 + 127.5, r"need finite values in \[-1, 1\]"),
+        (images.clone().fill_(torch.nan), "need finite values"),
+        (images[0], r"images are \[3, 16, 16\]"),
+    ):
+        with pytest.raises(OvertureError, match=words):
+            tokenizer.encode(wrong)
+    for wrong_ids, words in ((ids[0], r"of shape \[\d+\]"), (ids.float(), "float32"), (ids + 10**6, "outside 0")):
+        with pytest.raises(OvertureError, match=words):
+            tokenizer.decode(wrong_ids)

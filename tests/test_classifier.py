@@ -65,7 +65,7 @@ def trained(
     trainer = ClassifierTrainer(CONFIG, training, seed=seed, processes=Processes())
     batches = stream(training.batch_size).batches
     train(trainer, batches, tmp_path / f"{name}-{seed}", tmp_path / f"{name}-{seed}.jsonl", SilentProgress())
-    record = trainer.save(path, 96, [batch_of(*stripes(60, seed=1))])
+    record = trainer.save(path, 96, [batch_of(*stripes(60, seed=1))], "a fingerprint")
     return path, dataclasses.replace(record, weights_hash=weights_hash(raw(trainer.classifier)))
 
 
@@ -102,15 +102,18 @@ def test_learns_and_measures(tmp_path: Path) -> None:
     assert record.accuracy is not None
     assert record.accuracy > 0.9
     assert (record.train_images, record.held_out_images, record.seed) == (96, 60, 0)
+    assert record.data == "a fingerprint"
     assert record.training == to_dict(TRAINING)
     classifier, loaded = load_classifier(path)
     assert loaded == record
     assert not classifier.training
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
     held_out = stripes(60, seed=1)
-    assert top1_accuracy(classifier, [batch_of(*held_out)]) == (record.accuracy, 60)
+    chance = int(held_out[1].bincount().max()) / 60  # of who always says the most frequent class
+    assert record.chance == chance
+    assert top1_accuracy(classifier, [batch_of(*held_out)]) == (record.accuracy, chance, 60)
     parts = zip(held_out[0].split(7), held_out[1].split(7), strict=True)
-    assert top1_accuracy(classifier, [batch_of(*part) for part in parts]) == (record.accuracy, 60)
+    assert top1_accuracy(classifier, [batch_of(*part) for part in parts]) == (record.accuracy, chance, 60)
     with torch.no_grad():
         right = classifier(held_out[0].float() / 127.5 - 1).argmax(dim=1) == held_out[1]
     assert record.accuracy == int(right.sum()) / 60

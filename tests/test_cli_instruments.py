@@ -221,13 +221,13 @@ def test_a_figure_is_drawn_where_it_is_asked_for(run, capsys, tmp_path) -> None:
 
 def test_reconstructions_say_how_they_were_made(run, capsys, tmp_path) -> None:
     data = run.parent / "images.npz"
-    words = ("reconstruct", run, "--data", data)
+    words = ("reconstruct", run, "--data", data, "--part", "all")
     whole = answer(capsys, *words, "--network", f"domain:{RunDirectory(run).judge}")
     for protocol in (whole["protocol"], whole["distance"]["protocol"]):
         assert (protocol["images"], protocol["image_size"], protocol["crop"]) == (300, 28, "center")
         assert (protocol["checkpoint"], protocol["weights"]) == (hashes(run)["tokenizer_hash"], "ema")
     assert answer(capsys, *words, "--weights", "raw")["protocol"]["weights"] == "raw"
-    assert "--images is 301, but" in refusal(capsys, *words, "--images", 301)
+    assert "--images is 301, but there are 300" in refusal(capsys, *words, "--images", 301)
     # A part of a sorted source is drawn from the whole: no image of the first classes alone.
     images = np.repeat(np.array([0, 255], np.uint8), 150)[:, None, None] * np.ones((300, 28, 28), np.uint8)
     np.savez(tmp_path / "halves.npz", images=images, labels=np.repeat([0, 1], 150))
@@ -238,6 +238,19 @@ def test_reconstructions_say_how_they_were_made(run, capsys, tmp_path) -> None:
         originals = np.asarray(drawn)[2:30, 2:].reshape(28, 16, 30)[:, :, :28]  # the first row, with gaps of 2 px
     assert set(originals[0, :, 0]) == {0, 255}
     assert (originals == originals[:1, :, :1]).all()
+
+
+def test_of_its_own_data_a_tokenizer_sees_what_was_held_out(run, capsys) -> None:
+    data = run.parent / "images.npz"
+    counts = {}
+    for words in ((), ("--data", data), ("--part", "train"), ("--part", "all"), ("--data", data, "--part", "all")):
+        found = answer(capsys, "reconstruct", run, *words)
+        counts[words] = (found["quality"]["images"], found["source"])
+    assert [count for count, _ in counts.values()] == [30, 30, 270, 300, 300]
+    assert "kept from the training" in counts[()][1]
+    results = RunDirectory(run).read_results().reconstruction
+    found = answer(capsys, "reconstruct", run)
+    assert results is None or found["quality"]["psnr"] == pytest.approx(results["quality"]["psnr"], rel=1e-9)
 
 
 def test_a_corrupt_image_is_not_left_out_of_a_reconstruction(run, capsys, tmp_path) -> None:

@@ -1,8 +1,11 @@
 import io
 import os
 import pickle
+import shutil
 import sys
+import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ import torch
 from PIL import Image
 
 from overture.data import known_sets
-from overture.data.base import CorruptImage, decode_image
+from overture.data.base import CorruptImage, decode_image, same_fingerprint
+from overture.data.reading import ImageReader
 from overture.data.sources import ArraySource, open_source, split, subset
 from overture.data.stream import DataConfig, evaluation_batches
 from overture.errors import OvertureError, UsageError
@@ -141,9 +145,14 @@ def test_modes():
         image.save(buffer, "png")
         return decode_image(buffer.getvalue(), "it.png")
 
-    alpha = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
-    assert through(alpha).getpixel((0, 0)) == (10, 20, 30)  # dropped, not composited
-    assert through(Image.new("LA", (2, 2), (10, 0))).getpixel((0, 0)) == 10
+    assert through(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (10, 20, 30, 0)  # kept
+    assert through(Image.new("LA", (2, 2), (10, 0))).getpixel((0, 0)) == (10, 0)
+    assert through(Image.new("RGBA", (2, 2), (10, 20, 30, 255))).getpixel((0, 0)) == (
+        10,
+        20,
+        30,
+    )  # nothing shows through
+    assert through(Image.new("LA", (2, 2), (10, 255))).getpixel((0, 0)) == 10
     assert through(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == 255
     palette = Image.new("RGB", (2, 2), (200, 100, 50)).quantize(4)
     assert palette.mode == "P"
@@ -151,6 +160,207 @@ def test_modes():
     with pytest.raises(OvertureError, match=r"it\.png: images of mode I;16") as caught:
         through(Image.fromarray(np.full((2, 2), 40_000, np.uint16)))
     assert not isinstance(caught.value, CorruptImage)
+
+
+def transparent_palette():
+    """Two pixels of three colours; the first one is transparent."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 100, 50, 1, 2, 3])
+    image.putdata([0, 1])
+    return image, {"transparency": 0}
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (Image.frombytes("RGBA", (2, 1), bytes([200, 100, 50, 0, 1, 2, 3, 255])), {}),
+        (Image.frombytes("LA", (2, 1), bytes([200, 0, 3, 255])), {}),
+        transparent_palette(),
+        (Image.frombytes("RGB", (2, 1), bytes([200, 100, 50, 1, 2, 3])), {"transparency": (200, 100, 50)}),
+        (Image.frombytes("L", (2, 1), bytes([200, 3])), {"transparency": 200}),
+    ],
+    ids=["RGBA", "LA", "palette", "a colour", "a grey"],
+)
+@pytest.mark.parametrize(("background", "shown"), [("white", 255), ("black", 0)])
+def test_what_is_transparent_shows_the_background(tmp_path, image, options, background, shown):
+    """Not the colours that editors leave below it. Of what is read for training and for evaluation alike."""
+    (tmp_path / "emoji").mkdir()
+    for name in ("a", "b"):
+        image.save(tmp_path / "emoji" / f"{name}.png", **options)
+    Image.new("RGB", (2, 1), (9, 9, 9)).save(tmp_path / "emoji" / "c.png")
+    reader = ImageReader(open_source(str(tmp_path)), 3, background)
+    for _ in range(2):
+        first = [reader.read(0).getpixel((place, 0)) for place in (0, 1)]
+        assert first[0] == (shown, shown, shown)
+        assert first[1] in ((1, 2, 3), (3, 3, 3))
+        assert reader.read(2).getpixel((0, 0)) == (9, 9, 9)
+    assert reader.transparent == {0}
+    config = DataConfig(image_size=1, channels=3, background=background)
+    (batch,) = evaluation_batches(open_source(str(tmp_path)), config, 3)
+    assert batch.transparent == 2
+    assert batch.images[2].flatten().tolist() == [9, 9, 9]
+
+
+def test_images_are_turned_upright(tmp_path):
+    """As the camera was held: by each of the eight orientations that a file can tell."""
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.T, 6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }  # fmt: skip
+    (tmp_path / "photos").mkdir()
+    for tag, pixels in stored.items():
+        exif = Image.Exif()
+        exif[274] = tag
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "photos" / f"{tag}.png", exif=exif)
+    source = open_source(str(tmp_path))
+    for index in range(8):
+        assert (np.asarray(source.read(index)) == upright).all(), source.path(index)
+
+
+def test_tags_that_cannot_be_read_turn_nothing():
+    buffer = io.BytesIO()
+    Image.new("L", (2, 3), 7).save(buffer, "jpeg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode_image(buffer.getvalue(), "it.jpg").size == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "ends"), [((1, 65_500), True), ((65_500, 1), True), ((1, 128), False), ((1, 129), True)]
+)
+def test_images_too_narrow_to_cut_a_square_from_are_refused(size, ends):
+    """A hundred bytes may ask for gigabytes: the shorter side becomes the size of the images."""
+    data = png(7, size=size)
+    if not ends:
+        assert decode_image(data, "it.png").size == size
+        return
+    with pytest.raises(CorruptImage, match=rf"it\.png: {size[0]} x {size[1]} pixels, too narrow"):
+        decode_image(data, "it.png")
+
+
+def test_images_of_more_pixels_than_anyone_has_are_refused_by_their_header():
+    for side, told in ((12_000, "12000 x 12000 pixels, at most 134,217,728"), (40_000, "1600000000 pixels")):
+        data = bytearray(png(7, size=(2, 2)))
+        data[16:24] = side.to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        with pytest.raises(CorruptImage, match=told):
+            decode_image(bytes(data), "it.png")
+
+
+def test_warnings_of_pillow_are_not_the_users(recwarn, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode_image(png(7, size=(12, 12)), "it.png").size == (12, 12)
+    assert not recwarn
+
+
+def test_folders_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10", "2", "1", "0", "11", "img9", "img10", "002", "x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(1))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as target:
+        for path in tmp_path.glob("*/a.png"):
+            target.write(path, path.relative_to(tmp_path))
+    expected = ("0", "1", "002", "2", "10", "11", "img9", "img10", "x")
+    for place in (tmp_path, tmp_path / "all.zip"):
+        source = open_source(str(place))
+        assert source.classes == expected
+        assert [source.path(i).split("/")[-2] for i in source.labels.argsort()] == list(expected)
+
+
+def test_folders_that_are_left_out_are_named(folder):
+    for name, files in (("bird", ["a.heic", "b.heic", "c.mov"]), ("fish", ["README"]), ("empty", [])):
+        (folder / name).mkdir()
+        for file in files:
+            (folder / name / file).touch()
+    (folder / "loose.png").write_bytes(png(1))
+    shutil.make_archive(str(folder.parent / "train"), "zip", folder)
+    for place in (folder, folder.parent / "train.zip"):
+        source = open_source(str(place))
+        assert source.classes == ("cat", "dog")
+        assert sorted(source.notes) == [
+            "1 images beside the class folders are left out",
+            "folder bird holds no images (.heic, .mov) and is left out",
+            "folder empty holds no images (it is empty) and is left out",
+            "folder fish holds no images (no suffix) and is left out",
+        ]
+        assert split(source, 0.4)[0].notes == source.notes
+
+
+def test_photographs_of_every_common_suffix_are_read(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for suffix in ("jfif", "JPE", "jpeg", "avif", "webp", "tif"):
+        (tmp_path / "cat" / f"a.{suffix}").touch()
+    assert len(open_source(str(tmp_path))) == 6
+
+
+def test_a_pipe_among_the_images_is_passed_over(folder):
+    """Opening one waits until somebody writes."""
+    os.mkfifo(folder / "dog" / "c.png")
+    os.mkfifo(folder / "d.png")
+    os.symlink(folder / "dog" / "c.png", folder / "dog" / "e.png")
+    source = open_source(str(folder))
+    assert [os.path.basename(source.path(i)) for i in range(len(source))] == ["x.png", "a.PNG", "b.png"]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / (name + ".png")).write_bytes(png(5))
+    source = pickle.loads(pickle.dumps(open_source(str(tmp_path))))
+    assert source.read(0).getpixel((0, 0)) == 5
+    assert source.path(0).endswith(f"{name}/{name}.png")
+    source.fingerprint()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_members_of_a_zip_that_claim_gigabytes_are_refused(tmp_path, method):
+    """By what the directory says of them, before anything is unpacked."""
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("cat/x.png", png(1, size=(64, 64)), method)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (2**29 + 1).to_bytes(4, "little")  # the size when unpacked
+    path.write_bytes(data)
+    refused(path, "bomb.zip/cat/x.png: 536,870,913 bytes", "zip the images again")
+    data[entry + 24 : entry + 28] = (100).to_bytes(4, "little")
+    data[entry + 20 : entry + 24] = (len(data) + 1).to_bytes(4, "little")  # the size in the file
+    path.write_bytes(data)
+    refused(path, f"from {len(data) + 1:,}, more than the file can hold")
+
+
+def test_members_of_a_zip_unpack_to_no_more_than_they_say(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("cat/x.png", bytes(10_000_000))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    source = open_source(str(path))
+    tracemalloc.start()
+    with pytest.raises(CorruptImage, match="wrong checksum"):
+        source.read(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_folders_that_change_places_have_another_fingerprint(tmp_path):
+    for name, value in (("cat", 1), ("dog", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(value))
+    before = open_source(str(tmp_path)).fingerprint()
+    (tmp_path / "cat").rename(tmp_path / "aside")
+    (tmp_path / "dog").rename(tmp_path / "cat")
+    (tmp_path / "aside").rename(tmp_path / "dog")
+    after = open_source(str(tmp_path)).fingerprint()
+    assert before != after
+    assert not same_fingerprint(before, after)
+    assert same_fingerprint(before, before)
+    assert same_fingerprint(before, before.removeprefix("files-"))  # taken in another way: they cannot be told apart
+    assert same_fingerprint("", after)
+    parts = [subset(open_source(str(tmp_path)), [place]).fingerprint() for place in (0, 1)]
+    assert not same_fingerprint(*parts)
 
 
 def test_wrong_places_are_told_in_one_line(folder, archive, tmp_path):
@@ -202,11 +412,43 @@ def test_npz_names(tmp_path, part, keys):
 
 def test_npz_class_names_and_colour(tmp_path):
     colour = images(3, 4, 4, 3)
-    np.savez(tmp_path / "c.npz", images=colour, labels=np.array([0, 1, 0]), class_names=np.array(["a", "b", "c"]))
+    np.savez(tmp_path / "c.npz", images=colour, labels=np.array([0, 1, 0]), class_names=np.array(["a", "b"]))
     source = open_source(str(tmp_path / "c.npz"))
-    assert source.classes == ("a", "b", "c")
+    assert (source.classes, source.notes) == (("a", "b"), ())
     assert source.read(1).mode == "RGB"
     assert (np.asarray(source.read(1)) == colour[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "classes", "counted", "note"),
+    [
+        (
+            [1, 3, 2, 1],
+            None,
+            ["1", "2", "3"],
+            [0, 2, 1, 0],
+            "the labels are 1, 2, 3: 3 classes, called by these numbers",
+        ),
+        ([0, 5000], None, ["0", "5000"], [0, 1], "the labels are 0, 5000: 2 classes, called by these numbers"),
+        ([2**40, 7], None, ["7", str(2**40)], [1, 0], f"the labels are 7, {2**40}: 2 classes, called by these numbers"),
+        (
+            [0, 2, 0],
+            ["a", "b", "c", "d"],
+            ["a", "c"],
+            [0, 1, 0],
+            "2 of 4 classes have no images and are left out: b, d",
+        ),
+        ([0, 1, 2], None, ["0", "1", "2"], [0, 1, 2], None),
+    ],
+)
+def test_classes_of_an_npz_are_those_with_images(tmp_path, labels, names, classes, counted, note):
+    """A class without an image is never trained, and yet would be sampled and measured."""
+    named = {} if names is None else {"class_names": np.array(names)}
+    np.savez(tmp_path / "a.npz", images=images(len(labels), 4, 4), labels=np.array(labels), **named)
+    source = open_source(str(tmp_path / "a.npz"))
+    assert list(source.classes) == classes
+    assert source.labels.tolist() == counted
+    assert source.notes == (() if note is None else (note,))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +465,8 @@ def test_npz_class_names_and_colour(tmp_path):
         ({"images": images(2, 4, 4), "labels": np.array([0, -1])}, "", ["count from 0"]),
         ({"images": images(0, 4, 4), "labels": np.zeros(0, int)}, "", ["no images"]),
         ({"images": images(1, 4, 4), "labels": np.array([2]), "class_names": np.array(["a"])}, "", ["1 class_names"]),
-        ({"images": images(1, 4, 4), "labels": np.array([{}], object)}, "", ["cannot read", "pickle"]),
+        ({"images": images(2, 4, 4), "labels": np.arange(2), "class_names": np.array(["a", "a"])}, "", ["one name"]),
+        ({"images": images(1, 4, 4), "labels": np.array([{}], object)}, "", ["Python objects, which are never read"]),
     ],
 )
 def test_npz_errors(tmp_path, arrays, part, words):
@@ -235,7 +478,7 @@ def test_truncated_npz(tmp_path):
     np.savez(tmp_path / "data.npz", images=images(20, 9, 9), labels=np.zeros(20, int))
     data = (tmp_path / "data.npz").read_bytes()
     (tmp_path / "data.npz").write_bytes(data[: len(data) // 2])
-    refused(tmp_path / "data.npz", "cannot read this npz")
+    refused(tmp_path / "data.npz", "data.npz: not a readable")
 
 
 def test_embedded():

@@ -202,8 +202,9 @@ def test_without_workers_ctrl_c_is_the_parents():
         list(evaluation_batches(Interrupting(numbers(6)), CONFIG, 3))
 
 
-def test_a_worker_that_ends_does_not_break_into_the_work_of_the_parent():
+def test_a_worker_that_ends_does_not_break_into_the_work_of_the_parent(monkeypatch):
     """Torch's handler for it raises wherever the parent is: in the middle of a step."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)  # as in a new process
     before = signal.getsignal(signal.SIGCHLD)
     batches = TrainingStream(numbers(24), DataConfig(image_size=6, workers=1), 8, seed=0).batches()
     next(batches)

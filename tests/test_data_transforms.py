@@ -6,7 +6,15 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from overture.data.transforms import center_crop, random_crop, ten_crop, to_float, to_uint8, with_channels
+from overture.data.transforms import (
+    center_crop,
+    on_background,
+    random_crop,
+    ten_crop,
+    to_float,
+    to_uint8,
+    with_channels,
+)
 from overture.errors import OvertureError
 
 
@@ -100,5 +108,28 @@ def test_channels_are_explicit():
     assert with_channels(grey, 1) is grey
     assert with_channels(colour, 3) is colour
     assert (np.asarray(with_channels(grey, 3)) == np.asarray(grey)[..., None]).all()
-    with pytest.raises(OvertureError, match=r"cat/x\.png: a colour image.*set them to 3"):
+    with pytest.raises(OvertureError, match=r"cat/x\.png: a colour image.*read as grey: set --data\.channels 3"):
         with_channels(colour, 1, "cat/x.png")
+
+
+def test_what_shows_of_a_transparent_image_on_a_background():
+    """Alpha is the share of the colour above it: by hand, to within the rounding of one level."""
+    rng = np.random.default_rng(0)
+    for mode, background, below in (
+        ("RGBA", "white", (255, 255, 255)),
+        ("RGBA", "#204060", (32, 64, 96)),
+        ("LA", "black", (0,)),
+        ("LA", "white", (255,)),
+    ):
+        pixels = rng.integers(0, 256, (5, 6, len(mode)), np.uint8)
+        pixels[0, :, -1], pixels[1, :, -1] = 0, 255
+        shown = on_background(Image.fromarray(pixels), background)
+        assert shown.mode == mode.removesuffix("A")
+        alpha = pixels[..., -1:] / 255
+        expected = pixels[..., :-1] * alpha + np.array(below) * (1 - alpha)
+        found = np.asarray(shown).reshape(expected.shape)
+        assert np.abs(found - expected).max() <= 1
+        assert (found[0] == below).all()
+        assert (found[1] == pixels[1, :, :-1]).all()
+    opaque = picture(4, 4)
+    assert on_background(opaque, "black") is opaque

@@ -245,3 +245,22 @@ def test_random_uniform_tokens_show_the_cliff(images: int) -> None:
     assert result.predicted_cliff == math.ceil(math.log2(images) / 5)
     assert abs(result.cliff - result.predicted_cliff) <= 1
     assert result.bits[result.cliff + 1 :].sum() < 0.01 * result.log2_n
+
+
+def test_cliffs_at_several_shares() -> None:
+    """Two tokens tell most images apart, a tail of near duplicates needs ten."""
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.integers(0, 64, 4096) for _ in range(2)], axis=1)
+    tail = np.zeros((4096, 8), np.int64)
+    tail[:, -1] = np.arange(4096) % 2
+    result = conditional_entropy(np.concatenate([ids, tail], axis=1))
+    assert result.cliffs == {"90%": result.cliff_at(0.9), "95%": result.cliff_at(0.95), "99%": result.cliff}
+    assert result.cliffs["90%"] == 2
+    assert result.cliff == 10
+    assert result.to_dict()["cliffs"] == result.cliffs
+
+
+def test_a_collapsed_tokenizer_is_called_so() -> None:
+    assert conditional_entropy(np.zeros((100, 4), np.int64)).collapsed
+    assert not conditional_entropy(np.zeros((2, 4), np.int64)).collapsed  # there is hardly anything to tell apart
+    assert not conditional_entropy(np.arange(100)[:, None]).collapsed

@@ -200,11 +200,35 @@ def test_other_arrangements(tmp_path: Path, name: str, encoder_length: int) -> N
     assert torch.equal(generate(Pipeline.load(out).prior, classes, Sampling(top_k=1)), theirs.greedy(classes))
 
 
-def test_a_prior_with_tied_embeddings_is_refused_only_where_it_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [("out",), ("table",), ("out", "table")])
+def test_a_prior_with_tied_embeddings(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    """Its one matrix lies under either name, or under both."""
+    names = {"out": "ar_model.out.weight", "table": "semantic_emb.weight"}
+    theirs = TinyRelease("1d")
+    theirs.write(tmp_path)
+    for file in ("ar/model", "ar/model_1"):
+        tensors = theirs.files[file]
+        tensors[names["out"]] = tensors[names["table"]].clone()  # what the reference below computes with
+        left = {name: tensor for name, tensor in tensors.items() if name not in names.values()}
+        left |= {names[word]: tensors[names[word]] for word in kept}
+        save_file(left, (tmp_path / file).with_suffix(".safetensors"))
+    data = resolved("1d")
+    config = write_json(tmp_path / CONFIG, {**data, "ARModel": {**data["ARModel"], "tied_embedding": True}})
+    out = tmp_path / "out"
+    import_release(tmp_path / "tokenizer", out, config)
+    import_release(tmp_path / "ar", out, config)
+    prior, classes = load_prior(out), torch.tensor([0, 9, 10])
+    assert prior.head.projection.weight is prior.token_embedding.weight
+    sequence = torch.randint(0, 64, (3, 7), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(prior(sequence, classes), theirs.logits(sequence, classes), rtol=1e-4, atol=1e-4)
+    assert torch.equal(generate(prior, classes, Sampling(top_k=1)), theirs.greedy(classes))
+
+
+def test_two_matrices_where_one_is_told(tmp_path: Path) -> None:
     TinyRelease("1d").write(tmp_path)
-    config = write_json(tmp_path / CONFIG, joint_training(resolved("1d")))
-    import_release(tmp_path / "tokenizer", tmp_path / "out", config)
-    with pytest.raises(OvertureError, match=r"ARModel\.tied_embedding is True"):
+    data = resolved("1d")
+    config = write_json(tmp_path / CONFIG, {**data, "ARModel": {**data["ARModel"], "tied_embedding": True}})
+    with pytest.raises(OvertureError, match=r"ar_model\.out\.weight differs from semantic_emb\.weight"):
         import_release(tmp_path / "ar", tmp_path / "out", config)
 
 
@@ -505,7 +529,7 @@ def test_a_prior_that_does_not_fit(tmp_path: Path) -> None:
         ("Decoder", "rope_theta", 100, r"several rope thetas for 'hw' positions"),
         ("Quantizer", "ste", "LFQ", r"Quantizer\.ste is 'LFQ'"),
         ("SemanticQuantizer", "z_norm_type", "none", r"SemanticQuantizer\.z_norm_type is 'none'; only 'l2'"),
-        ("ARModel", "tied_embedding", True, r"ARModel\.tied_embedding is True"),
+        ("ARModel", "tied_embedding", "yes", r"ARModel\.tied_embedding is 'yes'"),
         ("ARModel", "temperature", 0.5, r"ARModel\.temperature is 0\.5"),
         ("Encoder", "causal", True, r"Encoder\.causal is True; only False"),
         ("Decoder", "out_act", True, r"Decoder\.out_act is True; only False"),

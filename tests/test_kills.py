@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from killing import dying
 from killing.same_run import differences
 from killing.tiny_runs import draw_images, run_words

@@ -25,7 +25,7 @@ from overture.layout import Layout
 from overture.recipes.quickstart import one_dimensional
 from overture.report import svg_figures, write_report
 from overture.report.records import read_records
-from overture.report.words import distance, percent
+from overture.report.words import distance, other_cliffs, percent
 from overture.runs.directory import RunDirectory
 from overture.schedules import CodebookConfig
 from overture.tokenizers.config import SegmentConfig, TokenizerConfig
@@ -243,7 +243,7 @@ def test_every_number_is_in_its_row_and_column(two_runs: list[RunDirectory], tmp
     for run, column in zip(two_runs, range(2), strict=True):
         entropy, likelihood = stored(run)["entropy"], stored(run)["likelihood"]
         assert table_row(html, "Predicted cliff")[column] == f"t* = {entropy['predicted_cliff']}"
-        assert table_row(html, "Measured cliff")[column] == f"{entropy['cliff']} of 16"
+        assert table_row(html, "Measured cliff")[column].startswith(f"{entropy['cliff']} of 16")
         bits = [likelihood[f"{part}_allowed"]["bits_per_image"] for part in ("train", "held_out")]
         assert table_row(html, "Training images")[column] == f"{bits[0]:.1f} 900 images"
         assert table_row(html, "Held-out images")[column] == f"{bits[1]:.1f} 100 images"
@@ -600,3 +600,28 @@ write_report([Run(root=root, read_results=lambda: results, **paths)], root / "r.
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_cautions_stand_at_the_head_of_the_page(two_runs: list[RunDirectory], tmp_path: Path) -> None:
+    page = write_report(two_runs, tmp_path / "page.html", "page").read_text()
+    assert 'class="caution"' not in page
+    first = two_runs[0]
+    config = json.loads(first.config.read_text())
+    first.config.write_text(json.dumps({**config, "tiny": True}))
+    found = stored(first)
+    ids = np.zeros((900, len(found["entropy"]["sizes"])), np.int64)
+    collapsed = conditional_entropy(ids, sizes=found["entropy"]["sizes"]).to_dict()
+    first.results.write_text(json.dumps({**found, "entropy": collapsed, "failed": {"elbo": "no room <left>"}}))
+    page = write_report(two_runs, tmp_path / "page.html", "page").read_text()
+    cautions = re.findall(r'class="caution">(.*?)</p>', page, flags=re.S)
+    assert len(cautions) == 3
+    assert "tiny run" in cautions[0]
+    assert "has collapsed: its tokens hold 0" in cautions[1]
+    assert "elbo could not be measured: no room &lt;left&gt;." in cautions[2]
+
+
+def test_the_cliff_at_other_thresholds_is_told() -> None:
+    entropy = {"cliff": 9, "cliffs": {"90%": 4, "95%": 5, "99%": 9}}
+    assert other_cliffs(entropy) == "90 % in the first 4, 95 % in the first 5"
+    assert other_cliffs({"cliff": 9}) == ""
+    assert other_cliffs({"cliff": 3, "cliffs": {"90%": 3, "95%": 3, "99%": 3}}) == ""

@@ -153,6 +153,11 @@ def load_model(path: Path, role: str, build: Callable[[], M]) -> M:
             )
     module = build()
     module.load_state_dict(read_weights(path, role))
+    for name, tensor in module.state_dict().items():
+        if not tensor.isfinite().all():
+            raise OvertureError(
+                f"{path}: its weights are not all finite ({name} holds NaN or infinity); train it again"
+            )
     return module.eval().requires_grad_(False)
 
 

@@ -23,8 +23,38 @@ ALIGNMENT = 64
 
 # -- numpy ----------------------------------------------------------------------------------------------------------
 
-DTYPES = ("<u1", "<u2", "<i2", "<i4", "<i8", "<u8", ">i4", "<f2", "<f4", "<f8", "<c8", "|b1", "<U3", "|S5", "<M8[s]", "|V3")
-SHAPES = ((), (0,), (-1,), (2**40,), (2**20, 2**20), (0, 2**40), (3, 0), (1, 2, 3), (1,) * 32, (2**63,), (10**30,), (2**31, 2))
+DTYPES = (
+    "<u1",
+    "<u2",
+    "<i2",
+    "<i4",
+    "<i8",
+    "<u8",
+    ">i4",
+    "<f2",
+    "<f4",
+    "<f8",
+    "<c8",
+    "|b1",
+    "<U3",
+    "|S5",
+    "<M8[s]",
+    "|V3",
+)
+SHAPES = (
+    (),
+    (0,),
+    (-1,),
+    (2**40,),
+    (2**20, 2**20),
+    (0, 2**40),
+    (3, 0),
+    (1, 2, 3),
+    (1,) * 32,
+    (2**63,),
+    (10**30,),
+    (2**31, 2),
+)
 
 
 def change_array(array: Any, rng: Rng) -> Any:
@@ -37,7 +67,9 @@ def change_array(array: Any, rng: Rng) -> Any:
         if way == 1:
             return pick(rng, (array.reshape(-1), array[..., None], array[None], array.T, np.asfortranarray(array)))
         if way == 2 and array.size and array.ndim:
-            return pick(rng, (array[:0], array[:1], array[:-1], np.concatenate([array, array]), array[..., :0], array[..., :1]))
+            return pick(
+                rng, (array[:0], array[:1], array[:-1], np.concatenate([array, array]), array[..., :0], array[..., :1])
+            )
         if way == 3 and array.size and array.dtype.kind in "iuf":
             return _with_odd_numbers(array, rng)
         if way == 4:
@@ -102,7 +134,10 @@ def _many_zeros() -> bytes:
     """A zip of one array of 300 MB that takes 300 KB."""
     stream, header = io.BytesIO(), npy(np.zeros((0, 64, 64, 3), np.uint8)).replace(b"(0, 64", b"(24415, 64")
     header = header.replace(b"    \n", b"\n").ljust(128)[:127] + b"\n"
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("arr_0.npy", "w") as member:
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("arr_0.npy", "w") as member,
+    ):
         member.write(header)
         for _ in range(24415):
             member.write(bytes(64 * 64 * 3))
@@ -125,7 +160,17 @@ def change_npz(data: bytes, rng: Rng) -> bytes:
         members[name] = pick(rng, (b"", b"no array", rng.bytes(200)))
     elif way < 0.9:
         moved = members.pop(name)
-        others = (None, "images.npy", "arr_0.npy", "labels.npy", "mu.npy", ".npy", "a/b.npy", "\x1b.npy", "x" * 3000 + ".npy")
+        others = (
+            None,
+            "images.npy",
+            "arr_0.npy",
+            "labels.npy",
+            "mu.npy",
+            ".npy",
+            "a/b.npy",
+            "\x1b.npy",
+            "x" * 3000 + ".npy",
+        )
         if (new := pick(rng, others)) is not None:
             members[new] = moved
     elif way < 0.92:
@@ -154,7 +199,9 @@ def change_header(data: bytes, rng: Rng) -> bytes:
 
 def _changed_tensor(tensor: Any, rng: Rng) -> Any:
     ways = (
-        lambda: tensor.to(pick(rng, (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8, torch.bool))),
+        lambda: tensor.to(
+            pick(rng, (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8, torch.bool))
+        ),
         lambda: tensor.reshape(-1),
         lambda: tensor[..., None],
         lambda: tensor[:1] if tensor.ndim else tensor,
@@ -191,7 +238,9 @@ def change_tensors(data: bytes, rng: Rng) -> bytes:
 def sign_model(data: bytes, rng: Rng) -> bytes:
     """A model file with another tensor or other metadata, and hashes that fit."""
     tensors, texts = load(data), _raw_header(data)[0]["__metadata__"]
-    told = {key: text for key, text in texts.items() if not key.endswith("_hash") and key not in ("format_version", "kind")}
+    told = {
+        key: text for key, text in texts.items() if not key.endswith("_hash") and key not in ("format_version", "kind")
+    }
     if rng.random() < 0.4:
         tensors = _changed_tensors(tensors, rng)
     else:

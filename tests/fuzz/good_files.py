@@ -134,7 +134,10 @@ def _numbers(place: Path) -> None:
     write_record(place / "record.json", {**record, "samples": "samples.npy", "reference": "run/networks/reference.npz"})
     write_record(run.config, json.loads(run.config.read_text()))
     run.write_results(run.read_results())
-    parts = {name: {"source": "images.npz", "images": n, "fingerprint": "0" * 16} for name, n in (("train", 100), ("held_out", 20))}
+    parts = {
+        name: {"source": "images.npz", "images": n, "fingerprint": "0" * 16}
+        for name, n in (("train", 100), ("held_out", 20))
+    }
     write_record(run.data, parts)
     log = SettingLog(place / "search.jsonl", {"network": "domain"})
     for scale in (1.0, 1.5, 2.0):

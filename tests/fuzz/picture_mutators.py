@@ -17,7 +17,17 @@ from PIL import Image
 # -- PNG ------------------------------------------------------------------------------------------------------------
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SIZES = ((1, 65_500), (65_500, 1), (0, 5), (2**31 - 1, 2**31 - 1), (2**31, 1), (40_000, 40_000), (3, 7), (1, 1), (13_000, 13_000))
+SIZES = (
+    (1, 65_500),
+    (65_500, 1),
+    (0, 5),
+    (2**31 - 1, 2**31 - 1),
+    (2**31, 1),
+    (40_000, 40_000),
+    (3, 7),
+    (1, 1),
+    (13_000, 13_000),
+)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -158,7 +168,10 @@ def change_directory(data: bytes, rng: Rng) -> bytes:
 def zip_of_zeros() -> bytes:
     """A zip whose one member of 300 KB unpacks to 300 MB."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("a/x.png", "w") as member:
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("a/x.png", "w") as member,
+    ):
         for _ in range(300):
             member.write(bytes(10**6))
     return stream.getvalue()

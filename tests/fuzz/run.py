@@ -24,7 +24,9 @@ KINDS = ("same", "refused", "changed", "fault")
 def cases(inputs: int, seed: int, only: str, replay: int | None) -> Iterator[Case]:
     """Round by round; to replay, one round of all."""
     rounds = count() if replay is None else iter([replay])
-    numbered = (Case(seed, name, number) for number in rounds for name in names_of(number if replay is None else 0, only))
+    numbered = (
+        Case(seed, name, number) for number in rounds for name in names_of(number if replay is None else 0, only)
+    )
     return islice(numbered, inputs)
 
 

@@ -74,7 +74,9 @@ def digest(*parts: Any) -> str:
     for part in parts:
         part = part.detach() if isinstance(part, torch.Tensor) else part
         array = np.ascontiguousarray(part) if isinstance(part, np.ndarray | torch.Tensor) else None
-        state.update(repr(part).encode("utf-8", "replace") if array is None else repr(array.dtype).encode() + array.tobytes())
+        state.update(
+            repr(part).encode("utf-8", "replace") if array is None else repr(array.dtype).encode() + array.tobytes()
+        )
     return state.hexdigest()
 
 
@@ -159,8 +161,16 @@ def words_of_page() -> str:
     """What a page says, without its figures."""
     records = read_records([RunDirectory("run")])
     notes = Footnotes()
-    said = (summary(records), missing_parts(records), metric_groups(records, notes), protocol_sentences(records), notes.items)
-    return repr((said, page.checkpoints(records), page.config_rows(records), page.commands(records), page.entries(records)))
+    said = (
+        summary(records),
+        missing_parts(records),
+        metric_groups(records, notes),
+        protocol_sentences(records),
+        notes.items,
+    )
+    return repr(
+        (said, page.checkpoints(records), page.config_rows(records), page.commands(records), page.entries(records))
+    )
 
 
 def monitor() -> str:
@@ -214,6 +224,7 @@ def class_names() -> str:
 
 # -- targets --------------------------------------------------------------------------------------------------------
 
+
 def _page(name: str, file: str, own: tuple[Mutation, ...], protected: bool = False) -> Target:
     return Target(f"page: {name}", f"run/{file}", report, own, protected, every=20)
 
@@ -247,7 +258,9 @@ TARGETS = (
     _state_file("state.json", mutators.JSON),
     _state_file("hashes.json", mutators.JSON),
     Target("old state.json", "old/prior/step-00000100/state.json", lambda: state("old/prior"), mutators.JSON),
-    Target("old state.safetensors", "old/prior/step-00000100/state.safetensors", lambda: state("old/prior"), arrays.TENSORS),
+    Target(
+        "old state.safetensors", "old/prior/step-00000100/state.safetensors", lambda: state("old/prior"), arrays.TENSORS
+    ),
     Target("config", "run/config.json", config, mutators.RECORD, True),
     Target("results", "run/results.json", results, mutators.RECORD, True),
     Target("record", "record.json", record, mutators.RECORD, True),

@@ -241,7 +241,7 @@ class LinearHead(nn.Module):
     def precondition(self, decay: float) -> None:
         """Choose the coordinates for a weight decay; the weights stay as they are."""
         wanted_F = (self.spread_F / len(self.bias) + decay).rsqrt()  # a softmax of C classes curves by about 1 / C
-        self.turned *= (self.scale_F / wanted_F)[:, None]
+        self.turned.mul_((self.scale_F / wanted_F)[:, None])
         self.scale_F = wanted_F
 
     def forward(self, rows: Tensor) -> Tensor:

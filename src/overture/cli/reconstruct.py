@@ -13,6 +13,7 @@ from overture.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from overture.data.base import Source
     from overture.evaluation.conditions import Conditions
     from overture.evaluation.reconstruction import ReconstructionReport
 
@@ -26,7 +27,11 @@ def add_parser(subparsers: Any) -> None:
         "over reconstructions.",
     )
     parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or hf:owner/name")
-    parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")
+    parser.add_argument("--data", help="a folder, zip, npz or data set (default: what the tokenizer was trained on)")
+    parser.add_argument(
+        "--part", choices=("held-out", "train", "all"),
+        help="of the tokenizer's own data: images kept from its training, or those too (default: held-out)",
+    )  # fmt: skip
     parser.add_argument("--weights", choices=("raw", "ema"), help="(default: the file's own, mostly ema)")
     parser.add_argument("--images", type=int, help="how many, drawn at random (default: all)")
     parser.add_argument("--network", help="also the distance under this feature network, such as inception")
@@ -47,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
     """Measure and draw."""
     from overture.data.base import subset
     from overture.data.order import some_of
-    from overture.data.sources import open_source
     from overture.data.stream import DataConfig, evaluation_batches
     from overture.evaluation.conditions import CENTRE_CROP, Conditions
     from overture.evaluation.networks import load_network
@@ -69,13 +73,13 @@ def run(options: argparse.Namespace) -> int:
     network = load_network(options.network, device) if options.network else None
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
     config = tokenizer.config
-    # What is measured has to be whole.
-    data = DataConfig(options.data, image_size=config.image_size, channels=config.channels, corrupt_limit=0.0)
-    source = open_source(options.data)
-    if options.images and options.images > len(source):
-        raise UsageError(f"--images is {options.images:,}, but {options.data} has {len(source):,}")
-    source = subset(source, some_of(len(source), options.images))
     metadata = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")
+    source, which = chosen_images(options.data, options.part, metadata)
+    # What is measured has to be whole.
+    data = DataConfig(image_size=config.image_size, channels=config.channels, corrupt_limit=0.0)
+    if options.images and options.images > len(source):
+        raise UsageError(f"--images is {options.images:,}, but there are {len(source):,} ({which})")
+    source = subset(source, some_of(len(source), options.images))
     conditions = Conditions(
         images=len(source),
         image_size=data.image_size,
@@ -92,18 +96,49 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         save_picture(report.shown.flatten(0, 1), report.shown.shape[1], options.out)
     if options.json:
-        about = {"images": len(source), "source": options.data, "protocol": conditions.to_dict()}
+        about = {"images": len(source), "source": which, "protocol": conditions.to_dict()}
         print_json({**about, **report.to_dict()})
     else:
-        print(describe(report, conditions))
+        print(describe(report, conditions, which))
     return 0
 
 
-def describe(report: ReconstructionReport, conditions: Conditions) -> str:
+def chosen_images(data: str | None, part: str | None, metadata: dict[str, Any]) -> tuple[Source, str]:
+    """The images to send through, and which these are in words.
+
+    Of the tokenizer's own data those that were kept from its training, if nothing else is asked for: what it has seen
+    before says less.
+    """
+    from overture.config import from_dict
+    from overture.data.sources import open_source
+    from overture.data.stream import DataConfig
+
+    known = metadata.get("run_config", {}).get("data")
+    own = from_dict(DataConfig, known, "data of the tokenizer's run") if known else None
+    if own is None and data is None:
+        raise UsageError("reconstruct: this tokenizer does not say what it was trained on; give --data")
+    if own is None or (data is not None and not _same_place(data, own.source)):
+        if part not in (None, "all"):
+            raise UsageError(f"--part {part}: {data} is not the data that this tokenizer was trained on")
+        assert data is not None
+        return open_source(data), f"all images of {data}"
+    if part == "all":
+        return open_source(own.source), f"all images of {own.source}, those of the training among them"
+    images = own.build()
+    if part == "train":
+        return images.train, f"training images of {own.source}"
+    return images.held_out, f"images of {own.held_out or own.source} that were kept from the training"
+
+
+def _same_place(first: str, second: str) -> bool:
+    return first == second or Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
+
+
+def describe(report: ReconstructionReport, conditions: Conditions, which: str) -> str:
     """The numbers, and how they were made, for people."""
     data = report.to_dict()
     lines = [
-        f"{report.quality.images} images: " + ", ".join(f"{key} {value}" for key, value in data["quality"].items())
+        f"{report.quality.images} {which}: " + ", ".join(f"{key} {value}" for key, value in data["quality"].items())
     ]
     for segment in report.usage.segments:
         lines.append(f"{segment.name}: {segment.used:.1%} of the codebook used, perplexity {segment.perplexity:.1f}")

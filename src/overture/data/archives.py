@@ -84,10 +84,11 @@ class ZipSource(Source):
         try:
             with zipfile.ZipFile(file) as archive:
                 members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+                listed = archive.namelist()
         except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise OvertureError(f"{file}: cannot read this zip file ({error})") from error
         prefix = f"{self.folder}/" if self.folder else ""
-        inside = [member[len(prefix) :] for member in members if member.startswith(prefix)]
+        inside = {entry[len(prefix) :] for entry in listed if entry.startswith(prefix)}
         if prefix and not inside:
             folders = {str(Path(member).parent) for member in members} - {"."}
             folders |= {str(parent) for folder in folders for parent in Path(folder).parents} - {"."}
@@ -154,7 +155,7 @@ class ZipSource(Source):
 
 
 def _scan(root: Path, depth: int = 3, prefix: str = "") -> Iterable[str]:
-    """Every file down to ``depth`` levels, as a path relative to ``root``."""
+    """Every file down to ``depth`` levels, as a path relative to ``root``; of every folder its path with ``/`` at the end."""
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -162,6 +163,7 @@ def _scan(root: Path, depth: int = 3, prefix: str = "") -> Iterable[str]:
             if entry.is_file():  # no pipes, no devices: reading one may wait for ever
                 yield prefix + entry.name
             elif entry.is_dir() and depth > 1:
+                yield f"{prefix}{entry.name}/"
                 yield from _scan(Path(entry.path), depth - 1, f"{prefix}{entry.name}/")
 
 
@@ -175,7 +177,7 @@ def _arrange(name: str, files: Sequence[str], labelled: bool) -> Arrangement:
     if images and not labelled:
         return ("images",), np.zeros(len(images), np.int64), np.array([os.fsencode(file) for file in images]), ()
     if not images:
-        kinds = Counter(Path(file).suffix.lower() for file in files if not _hidden(file))
+        kinds = Counter(Path(file).suffix.lower() for file in files if not file.endswith("/") and not _hidden(file))
         here = f"; here are {', '.join(f'{n} {kind}' for kind, n in kinds.most_common(3))} files" if kinds else ""
         raise OvertureError(
             f"{name}: no images here{here}; it needs one folder of images ({', '.join(SUFFIXES[:5])}, ...) per class"
@@ -212,9 +214,11 @@ def _left_out(files: Sequence[str], classes: Container[str], loose: int) -> tupl
     for file in files:
         folder = file.split("/")[0]
         if "/" in file and folder not in classes and not _hidden(file):
-            kinds.setdefault(folder, set()).add(Path(file).suffix.lower() or "no suffix")
+            here = kinds.setdefault(folder, set())
+            here |= set() if file.endswith("/") else {Path(file).suffix.lower() or "no suffix"}
     notes = [
-        f"folder {folder} holds no images ({', '.join(sorted(k)[:4])}) and is left out" for folder, k in kinds.items()
+        f"folder {folder} holds no images ({', '.join(sorted(k)[:4]) or 'it is empty'}) and is left out"
+        for folder, k in kinds.items()
     ]
     if loose:
         notes.append(f"{loose} images beside the class folders are left out")

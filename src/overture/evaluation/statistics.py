@@ -257,15 +257,13 @@ def open_samples(
     processes: Processes = Processes(),
     progress: bool = False,
 ) -> ImageStatistics:
-    """The measured side: an image set, or a statistics file without images."""
-    if is_statistics_file(spec) and "arr_0" not in array_entries(Path(spec).expanduser()):
-        if images is not None:
-            raise UsageError(f"{spec}: holds statistics, so it cannot be cut to {images:,} images; leave out --images")
-        return read_statistics(Path(spec).expanduser(), network)
-    return collect(
-        open_images(spec, image_size), network, images,
-        keep_features=keep_features, batch_size=batch_size, processes=processes, progress=progress,
-    )  # fmt: skip
+    """The measured side: an image set, or a statistics file (as :func:`open_reference` reads it)."""
+    how: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "progress": progress}
+    if not is_statistics_file(spec):
+        return collect(open_images(spec, image_size), network, images, keep_features=keep_features, **how)
+    if images is not None:
+        raise UsageError(f"{spec}: holds statistics, so it cannot be cut to {images:,} images; leave out --images")
+    return open_reference(spec, network, keep_features=keep_features, image_size=image_size, **how)
 
 
 def open_reference(
@@ -338,8 +336,18 @@ def read_statistics(path: Path, network: FeatureNetwork | None = None) -> ImageS
     spatial = _gaussian(entries, "mu_s", "sigma_s", count, path) if {"mu_s", "sigma_s"} <= entries.keys() else None
     pictures = entries.get("arr_0")
     size = _size(words["size"], path) if "size" in words else None
-    if size is None and pictures is not None and len(pictures.shape) >= 3:
-        size = (pictures.shape[1], pictures.shape[2])
+    if pictures is not None and len(pictures.shape) >= 3:
+        kept = (pictures.shape[1], pictures.shape[2])
+        if size is not None and size != kept:
+            raise OvertureError(
+                f"{path}: contradicts itself: statistics of images of {size[0]}x{size[1]}, beside images of "
+                f"{kept[0]}x{kept[1]}; make it again"
+            )
+        if count is not None and pictures.shape[0] > count:
+            raise OvertureError(
+                f"{path}: contradicts itself: statistics of {count:,} images, beside {pictures.shape[0]:,}; make it again"
+            )
+        size = kept
     side = ImageStatistics(
         name=words.get("name", path.name),
         hash=words.get("hash") or file_hash(path),

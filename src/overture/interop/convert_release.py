@@ -42,6 +42,9 @@ _ONE_STAGE_NOTE = (
 _PRIOR = {"raw": ("model",), "ema": ("model_1",)}
 _JOINT_PRIOR = {"raw": ("model_5",), "ema": ("model_6",)}
 
+TIED = ("ar_model.out.weight", "semantic_emb.weight")
+"""Where the output matrix is the table of embeddings, it may lie under either name."""
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -192,6 +195,8 @@ def _collect(location: Location, files: Role, shapes: Mapping[str, tuple[int, ..
     for number, path in enumerate(paths):
         here = {theirs: name for theirs, name in ours.items() if theirs.startswith("dec.") == (number == 1)}
         found = {name: tensor for name, tensor in _contents(path).items() if not NOT_WEIGHTS.fullmatch(name)}
+        if TIED[0] not in here and TIED[1] in here:
+            found = _one_of_two(found)
         wrong = [f"{name} is unexpected" for name in sorted(found.keys() - here.keys())]
         wrong += [f"{name} is missing" for name in sorted(here.keys() - found.keys())]
         for theirs in sorted(here.keys() & found.keys()):
@@ -206,6 +211,19 @@ def _collect(location: Location, files: Role, shapes: Mapping[str, tuple[int, ..
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise OvertureError(f"{path}: {'; '.join(wrong[:3])}{more}")
     return collected
+
+
+def _one_of_two(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The output matrix that is the table of embeddings lies under either name, or equal under both: keep the table."""
+    output, table = TIED
+    if output not in found:
+        return found
+    kept = {name: tensor for name, tensor in found.items() if name != output}
+    if table not in found:
+        return {**kept, table: found[output]}
+    if not torch.equal(found[output].load(), found[table].load()):
+        raise OvertureError(f"{found[table].file}: {output} differs from {table}, though the config ties them")
+    return kept
 
 
 def _with_sizes(config: TokenizerConfig, files: list[Path]) -> TokenizerConfig:

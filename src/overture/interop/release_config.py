@@ -2,8 +2,8 @@
 
 Its names are not ours: ``num_classes`` counts the unconditional class, the "semantic" quantizer and encoder are the
 prologue's, ``use_eos`` is the separator, ``concat`` means "patches, then learned queries". What our models cannot be
-is refused, by name. The file of a tokenizer's own training may describe a joint prior that ours cannot be (1D and 2D:
-one with tied embeddings, which was never trained); that matters only to who imports the prior.
+is refused, by name. The file of a tokenizer's own training may describe a joint prior that ours cannot be; that matters
+only to who imports the prior.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TRANSFORMER = {
 _TOKENIZER = {**_TRANSFORMER, "causal": False}
 _QUANTIZER = {"z_norm_type": "l2", "codebook_proj": "l2"}
 _PRIOR = {
-    **_TRANSFORMER, "causal": True, "conditional_injection": "llamagen", "tied_embedding": False, "context_type": "none",
+    **_TRANSFORMER, "causal": True, "conditional_injection": "llamagen", "context_type": "none",
     "rope_input_type": "l", "temperature": 1.0,
 }  # fmt: skip
 _POST = {"semantic_input_type": "encoder_output"}
@@ -199,4 +199,12 @@ def _prior(top: _Section) -> PriorConfig:
         rope_axes=section.axes(),
         theta=section.number("rope_theta"),
         dropout=section.number("drop") if "drop" in section.data else 0.0,
+        tied=_flag(section, "tied_embedding"),
     )
+
+
+def _flag(section: _Section, key: str) -> bool:
+    value = section.data.get(key, False)
+    if not isinstance(value, bool):
+        raise OvertureError(f"{section.path}: {section.name}{key} is {value!r}, expected true or false")
+    return value

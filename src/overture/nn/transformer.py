@@ -197,13 +197,32 @@ class Transformer(nn.Module):
         return x_BLD
 
 
+class TiedProjection(nn.Module):
+    """A projection without weights of its own: its matrix is a table of embeddings, which stays the table's parameter."""
+
+    bias = None
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._table = (embedding,)  # in a tuple, so that its weight has one name alone
+
+    @property
+    def weight(self) -> Tensor:
+        """``[outputs, dim]``."""
+        return self._table[0].weight
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """``[B, L, D] -> [B, L, outputs]``."""
+        return F.linear(x_BLD, self.weight)
+
+
 class OutputHead(nn.Module):
     """The last norm and the projection to the output, both in float32 whatever the autocast."""
 
     def __init__(self, config: TransformerConfig, outputs: int, *, bias: bool, weight_scale: float = 1.0) -> None:
         super().__init__()
         self.norm = ConditionalScale(config.condition_dim, config.dim)
-        self.projection = nn.Linear(config.dim, outputs, bias=bias)
+        self.projection: nn.Linear | TiedProjection = nn.Linear(config.dim, outputs, bias=bias)
         initialize(self)
         with torch.no_grad():
             self.projection.weight.mul_(weight_scale)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.nn.rope import Rotary, default_axes, index_positions, rotary
-from overture.nn.transformer import OutputHead, TransformerConfig
+from overture.nn.transformer import OutputHead, TiedProjection, TransformerConfig
 
 __all__ = ["Prior", "PriorConfig"]
 
@@ -27,7 +27,8 @@ class PriorConfig:
     """Size of a prior.
 
     ``rope_axes`` are the channels of a head that turn with (index, row, column); a prior has only an index, so only
-    the first of them turn. Without them it is 24 of 64 channels, in that proportion else.
+    the first of them turn. Without them it is 24 of 64 channels, in that proportion else. With ``tied`` the output
+    matrix is the table of token embeddings.
     """
 
     dim: int = 768
@@ -39,6 +40,7 @@ class PriorConfig:
     rope_axes: tuple[int, int, int] | None = None
     theta: float = 10000.0
     dropout: float = 0.1
+    tied: bool = False
 
     def __post_init__(self) -> None:
         head_dim = self.transformer.head_dim  # building it checks the sizes
@@ -74,6 +76,8 @@ class Prior(nn.Module):
         self.token_embedding = nn.Embedding(layout.vocabulary_size, config.dim)
         self.transformer = config.transformer.build(config.num_classes, bias=False, causal=True, dropout=config.dropout)
         self.head = OutputHead(config.transformer, layout.vocabulary_size, bias=False)
+        if config.tied:
+            self.head.projection = TiedProjection(self.token_embedding)
         for embedding in (self.class_embedding, self.token_embedding):
             nn.init.trunc_normal_(embedding.weight, std=0.02)
         axes = config.rope_axes or default_axes(config.transformer.head_dim)[::-1]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from overture.data.order import generator
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.nn.kv_cache import KVCache
 from overture.nn.packed import PackedHead, PackedTransformer
@@ -63,12 +63,18 @@ def generate(
                 run.sequence[:, step] = position.low
                 continue
             logits_BS = run.logits(step) / temperatures[step]
+            run.finite.append(logits_BS.isfinite().all())
             if sampling.top_k == 1:
                 choice = logits_BS.argmax(dim=-1)
             else:
                 choice = draw(restrict(logits_BS, sampling.top_k, sampling.top_p), draws_BL[:, step])
+                choice = choice.clamp(max=position.high - position.low - 1)  # NaN has no id, and is told below
             kept = fixed_BL[:, step]
             run.sequence[:, step] = torch.where(kept >= 0, kept, choice + position.low)
+        if run.finite and not torch.stack(run.finite).all():
+            raise OvertureError(
+                "sampling: the prior's logits are not finite; lower guidance or temperature, or train it again"
+            )
     return run.sequence.clone()  # outside of inference mode: a tensor that training may use
 
 
@@ -151,6 +157,8 @@ class _Run:
         self.cache = KVCache(
             size.depth, len(self.classes), size.heads, length, size.head_dim, dtype=dtype, device=device
         )
+        self.finite: list[Tensor] = []
+        """Whether the logits of each step were finite; looked at once, for looking waits for an accelerator."""
         self.filled = [0, 0]
         """Positions in the cache of the conditional and of the unconditional half."""
 

@@ -226,6 +226,10 @@ def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...
         t = e["predicted_cliff"]
         return ("none", "too few bits") if t is None else (f"t* = {t}", "")
 
+    def measured(e: dict[str, Any]) -> tuple[str, str]:
+        others = words.other_cliffs(e)
+        return str(e["cliff"]), f"of {e['positions']}" + (f"; {others}" if others else "")
+
     return (
         Row("Tokens per image", "", _plain_cells([str(len(r.sizes)) if r.sizes else None for r in records])),
         Row("Codebook size at a position", "entries", _plain_cells([_size_range(r.sizes) for r in records])),
@@ -244,7 +248,7 @@ def _entropy_rows(records: Sequence[Record], notes: Footnotes) -> tuple[Row, ...
         ),
         Row("Predicted cliff", "tokens", cells(predicted), meaning="first tokens with room for log2 N bits"),
         Row(
-            "Measured cliff", "tokens", cells(lambda e: (str(e["cliff"]), words.other_cliffs(e) or f"of {e['positions']}")),
+            "Measured cliff", "tokens", cells(measured),
             meaning="first tokens that hold 99 % of the entropy of all",
         ),
         Row(

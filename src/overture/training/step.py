@@ -92,7 +92,8 @@ class Trainable:
                 raise OvertureError("the optimizer's state is not of these parameters")
             for name, moment in moments.items():
                 wanted = torch.Size() if name == "step" else parameter.shape
-                if not isinstance(moment, Tensor) or moment.shape != wanted or not moment.isfinite().all():
+                fits = isinstance(moment, Tensor) and moment.shape == wanted and bool(moment.isfinite().all())
+                if not fits or (name != "exp_avg" and (moment < 0).any()):
                     raise OvertureError(
                         f"the optimizer's {name} of a parameter {tuple(parameter.shape)} does not fit it"
                     )
