@@ -26,7 +26,7 @@ from overture.nn.classifier import (
     save_classifier,
 )
 from overture.processes import Processes
-from overture.progress import SilentProgress
+from overture.progress import Interrupted, SilentProgress
 from overture.training.loop import train
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig, top1_accuracy
 
@@ -147,6 +147,29 @@ def test_a_step_is_the_smoothed_cross_entropy_of_the_images_or_their_mirrors() -
     target = torch.full((16, 3), 0.1 / 3) + 0.9 * torch.nn.functional.one_hot(labels, 3)
     assert losses[False] == pytest.approx(-(target * log_probability).sum(dim=1).mean().item(), rel=1e-5)
     assert losses[True] != losses[False]
+
+
+def test_a_stop_is_heeded_and_the_training_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks take as long as models: Ctrl-C need not wait for their end."""
+    whole = raw(trained_to_the_end(tmp_path / "whole"))
+    for step in (1, 4):
+        stopped = ClassifierTrainer(CONFIG, SHORT, seed=0, processes=Processes())
+        monkeypatch.setattr("overture.training.loop.stop_requested", lambda t=stopped, step=step: t.step == step)
+        with pytest.raises(Interrupted, match=f"stopped in stage {stopped.stage} at step {step}, saved"):
+            train(stopped, stream(16).batches, tmp_path, tmp_path / "metrics.jsonl", SilentProgress())
+    monkeypatch.undo()
+    assert weights_hash(raw(trained_to_the_end(tmp_path))) == weights_hash(whole)
+
+
+SHORT = dataclasses.replace(TRAINING, steps=6)
+
+
+def trained_to_the_end(directory: Path) -> Classifier:
+    trainer = ClassifierTrainer(CONFIG, SHORT, seed=0, processes=Processes())
+    train(trainer, stream(16).batches, directory, directory / "metrics.jsonl", SilentProgress())
+    return trainer.classifier
 
 
 def test_a_stream_that_ends_early_is_refused(tmp_path: Path) -> None:

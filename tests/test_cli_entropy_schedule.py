@@ -20,7 +20,7 @@ from overture.data.ids import LoadedIds
 from overture.data.order import some_of
 
 ENTROPY_KEYS = {
-    "conditional_entropy_bits", "prefixes", "unique_share", "cumulative_bits", "total_bits", "cliff", "predicted_cliff",
+    "conditional_entropy_bits", "prefixes", "unique_share", "cumulative_bits", "total_bits", "cliff", "cliffs", "predicted_cliff",
     "log2_n", "rows", "positions", "sizes", "images", "file",
 }  # fmt: skip
 SCHEDULE_KEYS = {
@@ -228,6 +228,15 @@ def test_entropy_for_people(tokens, capsys) -> None:
     assert "The first 4 tokens hold 99 %" in said.out
     assert "3 classes; given the class" in said.out
     assert "no layout in this file, so K = 16" in said.err
+
+
+@pytest.mark.parametrize("words", [["--per-class"], ["--codebook-size", "256"]])
+def test_options_that_a_text_has_no_use_for_are_refused(words: list[str], tmp_path, capsys) -> None:
+    (tmp_path / "a.txt").write_text("All happy families are alike. " * 9)
+    assert main(["entropy", str(tmp_path / "a.txt"), *words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "a.txt: a text has no classes, and knows its codes: no --per-class or --codebook-size for it" in err
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,13 @@ from PIL import Image
 from overture.cli import main
 from overture.cli.common import open_judge
 from overture.cli.search_guidance import same_statistics
+from overture.data.token_files import TokenFile
+from overture.data.transforms import on_background, to_uint8
 from overture.errors import UsageError
 from overture.evaluation.networks import DomainNetwork, Outputs, load_network
 from overture.evaluation.statistics import measure_batches
+from overture.model_files import read_metadata, read_weights, save_model
+from overture.pipeline import load_tokenizer
 from overture.processes import Processes
 from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
@@ -260,6 +264,41 @@ def test_a_corrupt_image_is_not_left_out_of_a_reconstruction(run, capsys, tmp_pa
         Image.fromarray(np.full((28, 28), number, np.uint8)).save(folder / f"{number}.png")
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
     assert "1.png" in refusal(capsys, "reconstruct", run, "--data", folder.parent)
+
+
+@pytest.mark.parametrize("background", ["black", "#808080", None])
+def test_transparent_images_are_read_on_the_background_of_the_training(
+    run, tmp_path, capsys, background: str | None
+) -> None:
+    """Of a tokenizer that does not say, on white."""
+    model = load_tokenizer(run)
+    about = read_metadata(run / "tokenizer/model.safetensors", "tokenizer")
+    known = about.pop("run_config")
+    told = {} if background is None else {"run_config": {**known, "data": {**known["data"], "background": background}}}
+    weights = {role: read_weights(run / "tokenizer/model.safetensors", role) for role in ("raw", "ema")}
+    save_model(tmp_path / "tokenizer/model.safetensors", "tokenizer", weights, {**about, **told})
+    rng = np.random.default_rng(0)
+    grey, alpha = rng.integers(0, 256, (2, 6, 28, 28), dtype=np.uint8)
+    (tmp_path / "emoji" / "a").mkdir(parents=True)
+    for number in range(6):
+        Image.fromarray(np.stack([grey[number], alpha[number]], axis=-1)).save(
+            tmp_path / "emoji" / "a" / f"{number}.png"
+        )
+    words = ("--data", tmp_path / "emoji", "--batch-size", "4")
+    answer(capsys, "tokenize", tmp_path, *words, "--out", tmp_path / "a.tokens")
+    level = {"black": 0, "#808080": 128, None: 255}[background]
+    shown = [
+        on_background(Image.fromarray(np.stack(pair, axis=-1)), background or "white")
+        for pair in zip(grey, alpha, strict=True)
+    ]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in shown]))[:, None]
+    assert (pixels[:, 0][torch.from_numpy(alpha == 0)] == level).all()
+    expected = model.encode(pixels / 127.5 - 1)
+    assert (TokenFile.open(tmp_path / "a.tokens").ids() == expected.numpy()).all()
+    decoded = to_uint8(model.decode(expected))
+    error = (decoded.double() - pixels.double()).square().mean() / 255**2
+    quality = answer(capsys, "reconstruct", tmp_path, *words)["quality"]
+    assert quality["mean_squared_error"] == pytest.approx(float(error), rel=1e-3)
 
 
 def test_more_images_than_there_are(run, capsys) -> None:

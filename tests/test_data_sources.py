@@ -325,7 +325,7 @@ def test_members_of_a_zip_that_claim_gigabytes_are_refused(tmp_path, method):
     data[entry + 24 : entry + 28] = (100).to_bytes(4, "little")
     data[entry + 20 : entry + 24] = (len(data) + 1).to_bytes(4, "little")  # the size in the file
     path.write_bytes(data)
-    refused(path, f"from {len(data) + 1:,}, more than the file can hold")
+    refused(path, f"bomb.zip/cat/x.png: 100 bytes from {len(data) + 1:,}", "zip the images again")
 
 
 def test_members_of_a_zip_unpack_to_no_more_than_they_say(tmp_path):
@@ -380,7 +380,7 @@ def test_wrong_places_are_told_in_one_line(folder, archive, tmp_path):
     refused("", "no data source", error=UsageError)
     (tmp_path / "broken.zip").write_bytes(b"PK nothing")
     refused(tmp_path / "broken.zip", "cannot read this zip")
-    refused(folder / "dog" / "a.PNG", "not a folder, a .zip or a .npz", error=UsageError)
+    refused(folder / "dog" / "a.PNG", "not a folder, a .zip", error=UsageError)
 
 
 def images(count, *shape):

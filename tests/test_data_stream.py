@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from overture.data.base import ArraySource, CorruptImage, Source, digest
 from overture.data.order import ShuffledOrder, generator, some_of
+from overture.data.reading import ImageReader
 from overture.data.stream import (
     DataConfig,
     TrainingStream,
@@ -275,6 +277,39 @@ def test_small_data_are_decoded_once(monkeypatch):
     assert source.reads[0] == 6  # the image and its mirror, in each of three epochs
 
 
+class Photographs(Source):
+    """One thumbnail, and then pictures of a hundred times its size."""
+
+    name, classes, labels = "photographs", ("all",), np.zeros(40, np.int64)
+
+    def __init__(self, mode):
+        self.mode, self.reads = mode, Counter()
+
+    def read(self, index):
+        self.reads[index] += 1
+        return Image.new(self.mode, (10, 10) if index == 0 else (100, 100))
+
+    def path(self, index):
+        return f"image-{index}"
+
+    def fingerprint(self):
+        return digest(b"")
+
+
+@pytest.mark.parametrize(("mode", "channels", "each"), [("RGB", 3, 41_024), ("L", 1, 11_024), ("LA", 1, 11_024)])
+def test_the_cache_is_bounded_in_bytes(monkeypatch, mode, channels, each):
+    """Whichever image comes first: a thumbnail must not stand for all."""
+    monkeypatch.setattr("overture.data.reading.CACHE_BYTES", 10 * each)
+    source = Photographs(mode)
+    reader = ImageReader(source, channels)
+    for _ in range(2):
+        for index in range(len(source)):
+            reader.read(index)
+    held = [index for index, count in source.reads.items() if count == 1]
+    assert held == [*range(10)]  # the thumbnail, and nine others beside it
+    assert reader._cached_bytes <= 10 * each
+
+
 def test_readers_pickle_without_their_cache():
     stream = TrainingStream(Counting(numbers(6)), CONFIG, 6, seed=0)
     batch = next(stream.batches())
@@ -338,7 +373,14 @@ def test_held_out_data_need_the_same_classes(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"image_size": 0}, {"channels": 2}, {"corrupt_limit": 1.0}, {"held_out_share": 0.0}, {"workers": -1}],
+    [
+        {"image_size": 0},
+        {"channels": 2},
+        {"corrupt_limit": 1.0},
+        {"held_out_share": 0.0},
+        {"workers": -1},
+        {"background": "whit"},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):

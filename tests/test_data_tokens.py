@@ -384,6 +384,18 @@ def test_load_ids_prefers_named_arrays(tmp_path):
     assert loaded.labels is None
 
 
+def test_load_ids_does_not_guess_between_two_matrices(tmp_path):
+    """One-hot labels come first as often as not: they hold the bits of the class, and no more."""
+    one_hot, codes = np.eye(3, dtype=int)[[0, 1, 2, 0]], np.arange(12).reshape(4, 3)
+    np.savez(tmp_path / "a.npz", one_hot=one_hot, codes=codes)
+    with pytest.raises(
+        OvertureError, match=r"2 matrices of integers \(one_hot, codes\); call the one of token ids 'ids'"
+    ):
+        load_ids(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", one_hot=one_hot, tokens=codes, names=np.array(["a", "b"]))
+    assert (load_ids(tmp_path / "a.npz").ids == codes).all()
+
+
 @pytest.mark.parametrize(
     ("array", "words"),
     [

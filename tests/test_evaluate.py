@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,18 @@ from PIL import Image
 
 from overture.cli import main
 from overture.errors import OvertureError
-from overture.evaluation.conditions import Conditions, differences
+from overture.evaluation.conditions import Conditions, Measurement, differences
 from overture.evaluation.evaluation import evaluate
 from overture.evaluation.image_sets import is_statistics_file, open_images
+from overture.evaluation.metrics import METRICS
 from overture.evaluation.metrics.inception_score import InceptionScoreMeter
 from overture.evaluation.metrics.kernel_distance import kernel_distance
 from overture.evaluation.metrics.precision_recall import share_inside
 from overture.evaluation.networks import FeatureNetwork, Outputs, load_network
 from overture.evaluation.record import compare_records, read_measurements
-from overture.evaluation.statistics import collect, open_reference, open_samples
+from overture.evaluation.statistics import ImageStatistics, collect, open_reference, open_samples, save_reference
 from overture.nn.classifier import ClassifierConfig, ClassifierRecord, save_classifier
+from overture.priors import Sampling
 from overture.processes import Processes
 
 
@@ -101,6 +105,21 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
     assert kernel_distance(samples + 1, reference).value > 0.5
 
 
+def test_the_spread_of_one_subset_is_not_told_as_a_number(tmp_path) -> None:
+    """A hundred draws of all images are one: their deviation is rounding."""
+    network = load_network("random:6")
+    for count, told in (
+        (50, "one subset of all 50 images, so its spread is not known"),
+        (1200, "standard deviation .* over 100 subsets of 1,000 images"),
+    ):
+        (note,) = (
+            n
+            for n in evaluate(*sides(tmp_path, network, count, count), network, ("kid",)).measurements["kid"].notes
+            if "subset" in n
+        )
+        assert re.fullmatch(told, note)
+
+
 # The whole
 
 
@@ -143,6 +162,122 @@ def test_the_names_of_the_field_are_kept_for_the_official_network(arrays) -> Non
     score = result.measurements["is"].conditions
     assert (score.reference, score.reference_hash, score.reference_images) == (None, None, None)
     assert evaluate(samples, reference, network, ("kid", "is", "kid")).measurements.keys() == {"kid", "is"}
+
+
+class Plain(Official):
+    """The same under a name of its own."""
+
+    name, label = "plain", "FD(plain)"
+
+
+def sides(tmp_path, network: FeatureNetwork, samples: int, reference: int) -> list[ImageStatistics]:
+    found = []
+    for seed, count in enumerate((samples, reference)):
+        np.savez(tmp_path / f"{seed}.npz", arr_0=pixels(count, 4, seed=seed))
+        found.append(collect(open_images(str(tmp_path / f"{seed}.npz")), network, keep_features=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "note"),
+    [
+        (1000, 1000, None),
+        (999, 1000, "only 999 images on a side: a rough number"),
+        (1000, 4, "only 4 images on a side: a rough number"),
+    ],
+)
+def test_few_images_are_told_beside_every_number(tmp_path, samples: int, reference: int, note: str | None) -> None:
+    """By one rule: precision of four images is 1 whatever they show."""
+    result = evaluate(*sides(tmp_path, Plain(), samples, reference), Plain())
+    assert result.measurements.keys() == {"fid", "sfid", "is", "precision", "recall", "kid"}
+    for name, measured in result.measurements.items():
+        told = [words for words in measured.notes if "rough" in words]
+        alone = name == "is" and samples == 1000  # sees no reference
+        assert told == ([] if note is None or alone else [note]), name
+
+
+def test_under_the_name_of_the_field_the_number_of_the_field_is_told(tmp_path) -> None:
+    result = evaluate(*sides(tmp_path, Official(), 1000, 1000), Official())
+    for measured in result.measurements.values():
+        assert "1,000 images; the ADM protocol takes 50,000, with fewer it is another number" in measured.notes
+
+
+def test_a_weak_judge_is_told_beside_what_it_judges(tmp_path) -> None:
+    network = Plain()
+    network.notes = ("the judge has learned little",)
+    result = evaluate(*sides(tmp_path, network, 9, 9), network)
+    assert all("the judge has learned little" in measured.notes for measured in result.measurements.values())
+
+
+def test_the_images_that_a_file_has_kept_are_counted_for_what_sees_them_alone(tmp_path) -> None:
+    """Precision against five pictures is one against five, whatever the statistics beside them are of."""
+    network, (samples, reference) = Plain(), sides(tmp_path, Plain(), 1200, 1300)
+    for kept in (3, 5):
+        save_reference(reference, tmp_path / "made.npz", kept)
+        made = open_reference(str(tmp_path / "made.npz"), network, keep_features=True)
+        for result in (evaluate(samples, made, network), evaluate(made, samples, network)):
+            assert not any("rough" in words for words in result.measurements["fid"].notes)
+            assert f"only {kept} images on a side: a rough number" in result.measurements["kid"].notes
+            if kept == 3:
+                assert result.skipped["precision"] == result.skipped["recall"] == "needs 4 images on each side"
+                continue
+            for name in ("precision", "recall", "kid"):
+                conditions = result.measurements[name].conditions
+                assert {conditions.images, conditions.reference_images} == {1200, 5}
+            conditions = result.measurements["fid"].conditions
+            assert {conditions.images, conditions.reference_images} == {1200, 1300}
+
+
+def test_statistics_in_a_file_count_on_both_sides(tmp_path, capsys) -> None:
+    """A reference against itself has no distance, though it has kept some of its images alone."""
+    save_reference(sides(tmp_path, load_network("random:6"), 2, 200)[1], tmp_path / "made.npz", 40)
+    words = ["evaluate", str(tmp_path / "made.npz"), "--network", "random:6", "--json"]
+    assert main([*words, "--reference", str(tmp_path / "made.npz")]) == 0
+    measured = json.loads(capsys.readouterr().out)["measurements"]
+    assert abs(measured["fid"]["value"]) < 1e-9
+    assert measured["fid"]["protocol"]["images"] == 200
+    assert (measured["precision"]["value"], measured["precision"]["protocol"]["images"]) == (1.0, 40)
+    assert main([*words, "--reference", str(tmp_path / "made.npz"), "--images", "9"]) == 2
+    assert "cannot be cut to 9 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"arr_0": pixels(9, 8)}, "statistics of images of 4x4, beside images of 8x8"),
+        ({"arr_0": pixels(30, 4)}, "statistics of 20 images, beside 30"),
+        ({"count": np.int64(1)}, "count is 1, statistics need at least 2 images"),
+        ({"count": np.float64(20)}, "count is no whole number"),
+        ({"size": np.str_("big")}, "size of its images is 'big'"),
+    ],
+    ids=str,
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, capsys, change: dict, told: str) -> None:
+    save_reference(sides(tmp_path, load_network("random:6"), 2, 20)[1], tmp_path / "made.npz", 9)
+    with np.load(tmp_path / "made.npz") as file:
+        np.savez(tmp_path / "odd.npz", **{**file, **change})
+    for words in ([str(tmp_path / "odd.npz"), "--reference", str(tmp_path / "0.npz")],
+                  [str(tmp_path / "0.npz"), "--reference", str(tmp_path / "odd.npz")]):  # fmt: skip
+        assert main(["evaluate", *words, "--network", "random:6"]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "odd.npz" in last
+        assert told in last
+
+
+def test_a_metric_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch) -> None:
+    """Where they were all asked for at once, as after a training; who asks for it by name is told."""
+
+    def fails(*_: object) -> float:
+        raise OvertureError("the matrix has no root")
+
+    network, (samples, reference) = Plain(), sides(tmp_path, Plain(), 9, 9)
+    broken = dataclasses.replace(METRICS.get("kid"), measure=fails)
+    monkeypatch.setattr("overture.evaluation.evaluation.chosen_metrics", lambda names: [METRICS.get("fid"), broken])
+    result = evaluate(samples, reference, network, strict=False)
+    assert result.measurements.keys() == {"fid"}
+    assert result.skipped == {"kid": "the matrix has no root"}
+    with pytest.raises(OvertureError, match="the matrix has no root"):
+        evaluate(samples, reference, network)
 
 
 def test_three_images_have_no_precision(tmp_path, arrays) -> None:
@@ -387,6 +522,32 @@ def test_records_side_by_side(arrays, tmp_path, capsys) -> None:
     assert {mark["metric"] for mark in out["marks"]} == set(out["rows"][0]["values"])
     values = read_measurements(first)
     assert compare_records({"a": values, "b": values}).marks == ()
+
+
+@pytest.mark.parametrize("other", [{"top_k": 1}, {"top_p": 0.5}, {"temperature": 0.9}, {"guidance": 2.0}], ids=str)
+def test_whatever_changes_a_sample_is_in_its_record_and_marked(tmp_path, capsys, other: dict) -> None:
+    """The likeliest tokens alone make other pictures: their distance does not stand beside that of free draws."""
+    for name, sampling in (("free", Sampling()), ("other", Sampling.parse(**other))):
+        conditions = Conditions(images=50, **sampling.to_dict())
+        entry = {"x": Measurement("FID", 3.0, "", conditions).to_dict()}
+        (tmp_path / f"{name}.json").write_text(json.dumps(entry))
+    files = [str(tmp_path / f"{name}.json") for name in ("free", "other")]
+    assert main(["compare", *files, "--strict"]) == 1
+    assert f"{next(iter(other))}: " in capsys.readouterr().out
+    assert Sampling().to_dict().keys() <= Conditions().to_dict().keys()
+
+
+def test_records_that_were_changed_are_refused(arrays, tmp_path, capsys) -> None:
+    words = ["--network", "random:24", "--reference", str(arrays[1]), "--metrics", "fid"]
+    record = tmp_path / "record.json"
+    assert main(["evaluate", str(arrays[0]), *words, "--out", str(record)]) == 0
+    assert main(["compare", str(record)]) == 0
+    data = json.loads(record.read_text())
+    data["measurements"]["fid"]["value"] /= 2
+    record.write_text(json.dumps(data))
+    capsys.readouterr()
+    assert main(["compare", str(record)]) == 1
+    assert "record.json: was changed since it was written" in capsys.readouterr().err
 
 
 def test_records_that_are_none(tmp_path, capsys) -> None:

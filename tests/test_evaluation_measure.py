@@ -25,6 +25,7 @@ from overture.evaluation.reconstruction import measure_reconstruction
 from overture.evaluation.statistics import ImageStatistics, measure_batches, open_reference, read_statistics
 from overture.layout import Layout
 from overture.processes import Processes
+from overture.progress import Interrupted
 
 NETWORK = load_network("random:6")
 FLOAT32 = 1e-5  # features are float32, and their last digits depend on the batch size
@@ -163,6 +164,21 @@ def test_as_many_images_come_as_were_announced() -> None:
         measure_batches("samples", NETWORK, images(8).split(3), total=9)
 
 
+def test_measurements_heed_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take hours on a large set; nothing that is finished is lost with them."""
+    asked: list[int] = []
+    batches = (asked.append(1) or part for part in images(300).split(100))
+    monkeypatch.setattr("overture.progress._StopFlag.raised", True)
+    for measure in (
+        lambda: measure_batches("samples", NETWORK, batches),
+        lambda: measure_reconstruction(MeanTokenizer(), batches, NETWORK),
+    ):
+        asked.clear()
+        with pytest.raises(Interrupted, match="stopped in the measurements"):
+            measure()
+        assert len(asked) <= 1
+
+
 def test_measure_reconstruction() -> None:
     batch = images(30)
     report = measure_reconstruction(MeanTokenizer(), batch.split(8), NETWORK, shown=11)
@@ -179,7 +195,14 @@ def test_measure_reconstruction() -> None:
     assert report.distance.conditions.reference_hash == reference.hash
     assert report.usage.images == 30
     assert torch.equal(report.ids_NT, ids)
-    assert torch.equal(report.shown, torch.stack([batch[:11], recon[:11]]))
+    # Drawn from all images, whatever batches they come in; beside each its own reconstruction.
+    places = [int((batch == image).flatten(1).all(dim=1).nonzero()) for image in report.shown[0]]
+    assert places == sorted(set(places))
+    assert len(places) == 11
+    assert max(places) >= 15
+    assert torch.equal(report.shown, torch.stack([batch[places], recon[places]]))
+    assert torch.equal(report.shown, measure_reconstruction(tokenizer, [batch], shown=11).shown)
+    assert torch.equal(measure_reconstruction(tokenizer, [batch], shown=99).shown, torch.stack([batch, recon]))
     assert report.lpips is None
     json.dumps(report.to_dict(), allow_nan=False)
     plain = measure_reconstruction(tokenizer, [batch])

@@ -71,6 +71,24 @@ def test_domain(tmp_path) -> None:
         network(images())
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "chance", "notes"),
+    [
+        (0.9, 0.2, ()),
+        (0.31, 0.2, ()),
+        (0.24, 0.2, ("the judge has learned little: 24% of held-out images right, by chance 20%",)),
+        (1.0, 1.0, ("the judge has learned little: 100% of held-out images right, by chance 100%",)),  # one class
+        (0.1, 0.0, ()),  # of version 0.1.0, which did not say what chance is
+        (None, 0.2, ()),
+    ],
+)
+def test_a_judge_that_has_learned_little_says_so(tmp_path, accuracy, chance, notes) -> None:
+    path, classifier = domain_file(tmp_path)
+    record = ClassifierRecord(classifier.config, 0, 1, accuracy, 50, chance)
+    save_classifier(classifier, record, path)
+    assert load_network(f"domain:{path}").notes == notes
+
+
 def test_domain_in_colour_repeats_grey(tmp_path) -> None:
     path, _ = domain_file(tmp_path, channels=3)
     network = load_network(f"domain:{path}")

@@ -78,6 +78,22 @@ def test_identical_images_are_infinite_and_json_says_so() -> None:
     assert "1 of 2 images" in values["note"]
 
 
+def test_images_under_the_window_have_no_ssim_and_keep_the_other_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, others = (torch.randint(0, 256, (5, 1, 10, 12), generator=generator, dtype=torch.uint8) for _ in range(2))
+    others[0] = images[0]
+    meter = ReconstructionMeter()
+    meter.update(images, others)
+    values = meter.result().to_dict()
+    assert values["ssim"] is None
+    assert values["note"] == (
+        "psnr is infinite: 1 of 5 images are reproduced exactly; images under 11 pixels have no ssim"
+    )
+    error = (images.double() - others.double()).square().mean() / 255**2
+    assert values["mean_squared_error"] == pytest.approx(float(error), rel=1e-12)
+    json.dumps(values, allow_nan=False)
+
+
 def test_impossible_requests_are_refused() -> None:
     images, others = pair(2, 1, 12, 12)
     with pytest.raises(OvertureError, match="two equal"):

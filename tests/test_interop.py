@@ -353,7 +353,10 @@ print(json.dumps([end / 2**20, peak() - before]))
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    """A local stand-in for the hub: serves ``tmp_path/hub/REPOSITORY/...`` the way ``hf_hub_download`` asks for it."""
+    """A local stand-in for the hub: serves ``tmp_path/hub/REPOSITORY/...`` the way ``hf_hub_download`` asks for it.
+
+    Every repository has the branch ``main`` and the tag ``v1``, both at one commit of zeros.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -363,11 +366,13 @@ def hub(tmp_path: Path) -> Iterator[str]:
             self.answer(body=True)
 
         def answer(self, body: bool) -> None:
-            repository, _, name = self.path.lstrip("/").partition("/resolve/main/")
+            repository, _, rest = self.path.lstrip("/").partition("/resolve/")
+            revision, _, name = rest.partition("/")
             file = tmp_path / "hub" / repository / name
-            if not file.is_file():
+            if revision not in ("main", "v1") or not file.is_file():
+                lacking = "EntryNotFound" if file.parents[1].is_dir() else "RepoNotFound"
                 self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound" if file.parents[1].is_dir() else "RepoNotFound")
+                self.send_header("X-Error-Code", lacking if revision in ("main", "v1") else "RevisionNotFound")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -402,24 +407,35 @@ def test_hub_id(hub: str, tmp_path: Path) -> None:
     (broken / "model_3.safetensors").unlink()
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    sources = {
+        "hf:Zyriix/prologue/2d-tiny": 0, "hf:Zyriix/prologue@v1/2d-tiny": 0, "hf:Zyriix/prologue/2d-broken": 1,
+        "hf:Zyriix/prologue@v2/2d-tiny": 1, "hf:nobody/nothing/2d-tokenizer": 1, "Zyriix/prologue/2d-tiny": 1,
+    }  # fmt: skip
     code = """
-import sys
+import json, sys
 from overture.cli import main
-config, out = sys.argv[1:]
-for source in ("Zyriix/prologue/2d-tiny", "Zyriix/prologue/2d-broken", "nobody/nothing/2d-tokenizer"):
-    assert main(["import", "prologue-release", source, "--config", config, "--out", out]) == ("tiny" not in source)
+config, out, sources = sys.argv[1:]
+for number, (source, status) in enumerate(json.loads(sources).items()):
+    assert main(["import", "prologue-release", source, "--config", config, "--out", f"{out}/{number}"]) == status
 """
-    words = [sys.executable, "-c", code, str(GOLDEN / "2d" / CONFIG), str(tmp_path / "out")]
+    words = [sys.executable, "-c", code, str(GOLDEN / "2d" / CONFIG), str(tmp_path / "out"), json.dumps(sources)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = load_tokenizer(imported("2d")).state_dict()
-    assert all(torch.equal(t, expected[n]) for n, t in load_tokenizer(tmp_path / "out").state_dict().items())
+    for number in ("0", "1"):
+        out = tmp_path / "out" / number
+        assert all(torch.equal(t, expected[n]) for n, t in load_tokenizer(out).state_dict().items())
+        # What was fetched, whatever "main" and "v1" mean later.
+        told = read_metadata(out / "tokenizer/model.safetensors", "tokenizer")["source"]["release"]
+        assert told == f"hf:Zyriix/prologue@{'0' * 40}/2d-tiny"
     assert list((tmp_path / "cache").rglob("model_3.safetensors"))
     assert not list((tmp_path / "cache").rglob("optimizer.bin"))
     errors = [line for line in done.stderr.splitlines() if line.startswith("overture: ")]
-    assert len(errors) == 2
-    assert "Zyriix/prologue/2d-broken: no model_3.safetensors on the hub" in errors[0]
-    assert "nobody/nothing/2d-tokenizer: neither a local directory nor on the hub" in errors[1]
+    assert len(errors) == 4
+    assert "hf:Zyriix/prologue/2d-broken: no model_3.safetensors on the hub" in errors[0]
+    assert "hf:Zyriix/prologue@v2/2d-tiny: cannot be had from the hub" in errors[1]
+    assert "hf:nobody/nothing/2d-tokenizer: cannot be had from the hub" in errors[2]
+    assert "Zyriix/prologue/2d-tiny: no such directory (of the hub, write hf:owner/repository/directory)" in errors[3]
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------------

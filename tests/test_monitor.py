@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from overture.model_files import read_metadata
 from overture.pipeline import load_prior
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
-from overture.progress import SilentProgress
+from overture.progress import Interrupted, Progress, SilentProgress
 from overture.recipes import recipe_configs
 from overture.runs.checks import check_evaluation
 from overture.runs.config import RunConfig, WatchConfig
@@ -51,11 +53,11 @@ def config(watch: WatchConfig) -> RunConfig:
     )
 
 
-def train(root: Path, watch: WatchConfig) -> tuple[str, str]:
+def train(root: Path, watch: WatchConfig, progress: Progress | None = None) -> tuple[str, str]:
     """Weights hashes of the tokenizer and the prior."""
     torch.set_num_threads(1)
     run = RunDirectory(root)
-    execute(config(watch), run, SilentProgress(), Processes(), until="prior")
+    execute(config(watch), run, progress or SilentProgress(), Processes(), until="prior")
     return tuple(  # type: ignore[return-value]
         read_metadata(path, kind)["weights_hash"]
         for path, kind in ((run.tokenizer_model, "tokenizer"), (run.prior_model, "prior"))
@@ -95,21 +97,32 @@ def test_what_is_measured_is_logged_and_the_best_kept(measured) -> None:
     assert {"rfd", "psnr", "ssim", "entropy_bits", "entropy_cliff", "used_visual"} == set(tokenizer[0]["values"])
 
 
-def test_a_failure_stops_with_its_reason_and_loses_nothing(measured, tmp_path, monkeypatch) -> None:
-    measure, calls = monitor_module.frechet_measurement, []
+class Told(SilentProgress):
+    """Keeps what a user would read."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_failure_is_told_and_the_training_goes_on(measured, tmp_path, monkeypatch) -> None:
+    measure, calls, told = monitor_module.frechet_measurement, [], Told()
 
     def failing(*arguments, **named):
         calls.append(1)
         if len(calls) == 3:  # the first one at step 12
-            raise RuntimeError("the evaluator died")
+            raise RuntimeError("the evaluator\ndied")
         return measure(*arguments, **named)
 
     monkeypatch.setattr(monitor_module, "frechet_measurement", failing)
-    with pytest.raises(OvertureError, match=r"step 12 of stage prior failed \(the evaluator died\)"):
-        train(tmp_path, WATCH)
-    assert [entry["step"] for entry in lines(tmp_path / "watch-prior.jsonl")] == [6]
-    assert train(tmp_path, WATCH) == measured[1]
-    assert lines(tmp_path / "watch-prior.jsonl") == lines(measured[0] / "watch-prior.jsonl")
+    assert train(tmp_path, WATCH, told) == measured[1]
+    assert told.said[-1] == "measuring at step 12 failed: RuntimeError: the evaluator died"
+    whole = lines(measured[0] / "watch-prior.jsonl")
+    assert lines(tmp_path / "watch-prior.jsonl") == [entry for entry in whole if entry["step"] == 6]
+    logged = lines(measured[0] / "metrics.jsonl")
+    assert lines(tmp_path / "metrics.jsonl") == [e for e in logged if not ("gfd" in e and e["step"] == 12)]
 
 
 def test_settings_that_cannot_be() -> None:
@@ -163,18 +176,76 @@ def test_a_step_is_measured_once(tmp_path) -> None:
     assert not any(Counted(RunDirectory(tmp_path), "prior", every=0).due(step) for step in range(16))
 
 
-def test_samples_to_choose_by_are_not_those_of_the_results(tmp_path, monkeypatch) -> None:
-    calls: list[tuple[int, int, Sampling]] = []
+class Pipe:
+    """Samples that tell their index by their grey level; writes down what it is asked for, and may be stopped."""
 
-    class Pipe:
-        def __init__(self, *models: object) -> None:
-            pass
+    calls: ClassVar[list[tuple[int, int, int, Sampling]]] = []
+    """Seed, first image, how many, and how."""
+    stops_at: ClassVar[int | None] = None
+    tokenizer = SimpleNamespace(config=SimpleNamespace(channels=1, image_size=8))
 
-        def sample(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, batch_size: int):
-            calls.append((seed, len(classes), sampling))
-            for part in classes.split(batch_size):
-                yield torch.zeros(len(part), 1, 8, 8, dtype=torch.uint8)
+    def __init__(self, *models: object) -> None:
+        pass
 
+    def sample(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, batch_size: int):
+        self.calls.append((seed, 0, len(classes), sampling))
+        for part in classes.split(batch_size):
+            yield torch.zeros(len(part), 1, 8, 8, dtype=torch.uint8)
+
+    def __call__(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, first: int, batch_size: int):
+        if first == self.stops_at:
+            raise Interrupted("stopped")
+        assert classes.tolist() == [place % 10 for place in range(first, first + len(classes))]
+        assert len(classes) <= batch_size
+        self.calls.append((seed, first, len(classes), sampling))
+        levels = torch.arange(first, first + len(classes), dtype=torch.uint8)
+        return levels[:, None, None, None].expand(-1, 1, 8, 8)
+
+
+@pytest.fixture
+def pipe(monkeypatch) -> type[Pipe]:
+    monkeypatch.setattr(Pipe, "calls", [])
+    monkeypatch.setattr(Pipe, "stops_at", None)
+    return Pipe
+
+
+def write(run: RunDirectory, kind: str = "unguided") -> None:
+    shared = config(WATCH).resolve(10)
+    sampling = shared.evaluation.samplings[kind]
+    write_samples(shared, run, Pipe(), sampling, kind, SilentProgress())  # type: ignore[arg-type]
+
+
+def test_samples_go_on_where_they_were_stopped(pipe, tmp_path) -> None:
+    """Those that were made are on the disk, and the file is that of who was never stopped."""
+    run, whole = RunDirectory(tmp_path / "parts"), RunDirectory(tmp_path / "whole")
+    for stop in (20, 30):
+        pipe.stops_at = stop
+        with pytest.raises(Interrupted):
+            write(run)
+        assert not (run.samples / "unguided.npz").exists()
+    pipe.stops_at = None
+    write(run)
+    assert [first for _, first, _, _ in pipe.calls] == [0, 10, 20, 30]
+    write(whole)
+    assert (run.samples / "unguided.npz").read_bytes() == (whole.samples / "unguided.npz").read_bytes()
+    with np.load(run.samples / "unguided.npz") as file:
+        assert (file["arr_0"] == np.arange(40, dtype=np.uint8)[:, None, None, None]).all()
+        assert file["arr_1"].tolist() == [*range(10)] * 4
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\1", (10**9).to_bytes(8, "little"), (20).to_bytes(8, "little") + bytes(64 * 19)]
+)
+def test_samples_whose_file_is_cut_off_are_made_again(pipe, tmp_path, damage: bytes) -> None:
+    run = RunDirectory(tmp_path)
+    run.samples.mkdir()
+    (run.samples / "unguided.partial").write_bytes(damage)
+    write(run)
+    assert [first for _, first, _, _ in pipe.calls] == [0, 10, 20, 30]
+
+
+def test_samples_to_choose_by_are_not_those_of_the_results(pipe, tmp_path, monkeypatch) -> None:
+    calls = pipe.calls
     monkeypatch.setattr(monitor_module, "Pipeline", Pipe)
     shared = config(WATCH)
     run = RunDirectory(tmp_path)
@@ -189,9 +260,11 @@ def test_samples_to_choose_by_are_not_those_of_the_results(tmp_path, monkeypatch
     assert [sampling for *_, sampling in calls[:2]] == [shared.evaluation.unguided, shared.evaluation.guided]
     chosen_by = {seed for seed, *_ in calls}
     calls.clear()
-    for kind, sampling in shared.evaluation.samplings.items():
-        write_samples(shared, run, Pipe(), sampling, kind, SilentProgress())  # type: ignore[arg-type]
-    assert [(count, sampling) for _, count, sampling in calls] == [
-        (40, shared.evaluation.unguided), (40, shared.evaluation.guided),
-    ]  # fmt: skip
+    for kind in shared.evaluation.samplings:
+        write(run, kind)
+    assert [(first, count, sampling) for _, first, count, sampling in calls] == [
+        (first, 10, sampling)
+        for sampling in (shared.evaluation.unguided, shared.evaluation.guided)
+        for first in (0, 10, 20, 30)
+    ]
     assert not chosen_by & {seed for seed, *_ in calls}

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overture.data.ids import load_ids
 from overture.data.npz import array_entries, read_array, write_arrays
 from overture.errors import OvertureError
 
@@ -139,3 +140,87 @@ def test_an_array_shorter_than_its_header_says_is_damage(tmp_path) -> None:
         archive.writestr("padding", bytes(1000))
     with pytest.raises(OvertureError, match="384 bytes"):
         array_entries(path)
+
+
+def npy(header: bytes, data: bytes = b"") -> bytes:
+    """A ``.npy`` with this text for a header."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+DAMAGED = {
+    "no end": b"{'descr': '|u1', 'fortran_order': False, 'shape': (2,",  # tokenize.TokenError within numpy
+    "indented": b"  {'descr'\n  :\n",
+    "no dictionary": b"[1, 2]\n",
+    "a shape of words": b"{'descr': '|u1', 'fortran_order': False, 'shape': ('a',), }\n",
+    "a type that is none": b"{'descr': '|q7', 'fortran_order': False, 'shape': (2,), }\n",
+    "keys that are missing": b"{'descr': '|u1'}\n",
+    "not closed": b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"(" * 5000 + b"\n",
+    "no text": bytes(range(128, 200)),
+    "a negative shape": b"{'descr': '|u1', 'fortran_order': False, 'shape': (-2, 4), }\n",
+}
+
+
+@pytest.mark.parametrize("header", DAMAGED.values(), ids=DAMAGED)
+def test_headers_that_are_none_are_one_line(tmp_path, header: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(npy(header, bytes(100)))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", npy(header, bytes(100)))
+    for name in ("a.npy", "a.npz"):
+        for read in (array_entries, load_ids):
+            with pytest.raises(OvertureError, match=name) as caught:
+                read(tmp_path / name)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_member_that_is_no_array_is_one_line(tmp_path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"hello, I am a text")
+        archive.writestr("notes.txt", b"these are no array either, and do no harm")
+    with pytest.raises(OvertureError, match=r"a\.npz: not a readable"):
+        array_entries(tmp_path / "a.npz")
+
+
+def test_a_header_that_claims_more_than_there_is_is_refused_before_anything_is_read(tmp_path) -> None:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 12250), }\n"
+    (tmp_path / "a.npy").write_bytes(npy(header, bytes(800)))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", npy(header, bytes(800)))
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(OvertureError, match=rf"{name}.*holds 800 bytes, not its \(1000000, 12250\) float64"):
+            array_entries(tmp_path / name)
+
+
+def test_an_array_that_unpacks_to_far_more_than_it_is_in_the_file_is_a_trap(tmp_path, monkeypatch) -> None:
+    """Pictures do not shrink to a hundredth; small files may, being small."""
+    traps, pictures = np.zeros((300, 1000), np.int64), np.tile(np.arange(90, dtype=np.uint8).repeat(30), 40)
+    for name, array in (("trap", traps), ("pictures", pictures)):
+        np.savez_compressed(tmp_path / f"{name}.npz", ids=array)
+    assert array_entries(tmp_path / "trap.npz")["ids"].shape == (300, 1000)
+    monkeypatch.setattr("overture.data.npz.MAX_UNPACKED", 10_000)
+    tracemalloc.start()
+    for read in (array_entries, load_ids):
+        with pytest.raises(
+            OvertureError, match=r"trap\.npz.*'ids\.npy' unpacks [\d,]+ bytes to 2,400,128; save it with numpy"
+        ):
+            read(tmp_path / "trap.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < traps.nbytes / 4
+    stored = tmp_path / "stored.npz"
+    np.savez(stored, ids=traps)
+    np.testing.assert_array_equal(read_array(array_entries(stored)["ids"]), traps)
+
+
+def test_what_a_file_is_called_does_not_decide_what_it_is(tmp_path) -> None:
+    for name in ("a.npz", "a.ids"):
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, ARRAYS["arr_0"])
+        np.testing.assert_array_equal(read_array(array_entries(tmp_path / name)["arr_0"]), ARRAYS["arr_0"])
+
+
+def test_objects_are_never_read(tmp_path) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=np.array([{"a": 1}], dtype=object))
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object))
+    for name in ("a.npz", "a.npy"):
+        with pytest.raises(OvertureError, match=rf"{name}.*Python objects, which are never read"):
+            read_array(array_entries(tmp_path / name)["arr_0"])

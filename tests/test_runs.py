@@ -22,10 +22,12 @@ from overture.config import differences, to_dict
 from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Measurement
+from overture.files import read_record
 from overture.model_files import read_metadata, read_weights, save_model
 from overture.processes import Processes
 from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
+from overture.recipes.execute import execute_recipe
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.results import Results
@@ -195,8 +197,44 @@ def test_the_results_of_a_finished_run_are_one_json_object(
     status, about, _ = command(capsys, "run", recipe, "--out", tmp_path / "run", "--device", "cpu", "--json")
     sys.modules.pop("finished_run", None)
     assert status == 0
-    assert about["runs"] == {"vcq": json.loads((whole / "results.json").read_text())}
+    assert about["runs"] == {"vcq": read_record(whole / "results.json")}
     assert Path(about["report"]).is_file()
+
+
+def test_a_measurement_that_fails_takes_no_other_with_it(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All others are kept and shown; the reason is told, and the same command tries again."""
+    shutil.copytree(whole, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    complete = run.read_results()
+    run.write_results(replace(complete, reconstruction=None, elbo=None, generation=None, entropy=None))
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    def again() -> dict[str, Any]:
+        return execute_recipe([run.read_config()], run.root, title="again", several=False, device="cpu")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("overture.runs.evaluate_run.reconstruction_results", fails)
+        reason = "ZeroDivisionError: division by zero"
+        with pytest.raises(
+            OvertureError, match=rf"everything is done but .*: vcq: reconstruction \({reason}\); .*the same command"
+        ):
+            again()
+    assert f"reconstruction could not be measured: {reason}" in capsys.readouterr().err
+    found = run.read_results()
+    assert found.failed == {"reconstruction": reason, "elbo": "needs the reconstruction and the likelihood"}
+    assert (found.entropy, found.likelihood, found.elbo) == (complete.entropy, complete.likelihood, None)
+    for kind in ("unguided", "guided", "held_out"):
+        ours, theirs = found.measurements(kind), complete.measurements(kind)
+        lacking = {"is"} if kind == "held_out" else set()  # how many images there are is not known
+        assert ours.keys() == theirs.keys() - lacking
+        assert all(ours[name].value == pytest.approx(theirs[name].value, rel=1e-6, abs=1e-9) for name in ours), kind
+    assert (run.root / "report.html").is_file()
+    again()
+    assert run.read_results() == replace(complete, generation=found.generation)
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,13 +309,13 @@ def test_report_of_a_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["generate", "RUN", "--temperature", "0"], 2, "temperature is 0, needs to be finite and >= 0.001"),
         (["generate", "RUN", "--out", "x.gif"], 2, "--out x.gif"),
         (["generate", "RUN", "--device", "warp"], 2, "device 'warp' cannot be used"),
-        (["generate", "nowhere"], 1, "nowhere: no such file, run or hub id"),
+        (["generate", "nowhere"], 1, "nowhere: no such file or run (of the hub, write hf:owner/name)"),
         (["generate"], 2, "give a RUN"),
         (["generate", "RUN", "--sed", "3"], 2, "unknown option '--sed'"),
         (["reconstruct", "RUN", "--data", "no/such/folder"], 2, "no data source 'no/such/folder'"),
         (["report", "."], 2, "is no run"),
         (["run", "quickstrat"], 2, "did you mean 'quickstart'?"),
-        (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean '--prior.depth'?"),
+        (["run", "quickstart", "--prior.dpeth", "3"], 2, "did you mean '--prior.depth'"),
         (["run", "quickstart", "--only", "vqc"], 2, "did you mean 'vcq'?"),
         (["run", "quickstart", "--prior.heads", "5"], 2, "does not give an even head size"),
         (["run", "quickstart", "--prior.depth", "abc"], 2, "prior.depth: expected int, got 'abc'"),
@@ -316,12 +354,29 @@ def test_wrong_requests_are_one_line(
 def test_differences_name_values_that_decide_numbers() -> None:
     config = recipe_configs("quickstart", tiny=True)[1]
     other = config.changed({"prior.depth": 3, "tokenizer.segments.0.tokens": 4})
-    quiet = {"data.workers": 2, "tokens.batch_size": 7, "prior_training.checkpoint_minutes": 1.0, "recipe": "mine"}
+    quiet = {
+        "data.workers": 2, "data.source": "./embedded:fashion-mnist", "data.corrupt_limit": 0.5, "tokens.batch_size": 7,
+        "prior_training.checkpoint_minutes": 1.0, "prior_training.recompute": "blocks", "prior_training.compile": True,
+        "tokenizer_training.log_every": 3, "evaluation.batch_size": 7, "recipe": "mine",
+    }  # fmt: skip
     assert differences(config, config.changed(quiet)) == []
     assert differences(config, other.changed(quiet)) == [
         "prior.depth was 2, now 3",
         "tokenizer.segments.0.tokens was 16, now 4",
     ]
+
+
+def test_what_changes_no_number_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    """An error may advise fewer workers, or a higher limit: the command that follows it is not another run."""
+    run, begun = RunDirectory(tmp_path), config().resolve(10)
+    run.write_or_check_config(begun)
+    later = begun.changed({"data.workers": 3, "data.corrupt_limit": 0.2, "tokenizer_training.checkpoint_minutes": 9.0})
+    run.write_or_check_config(later)
+    assert run.read_config() == later
+    with pytest.raises(UsageError, match="seed was 0, now 1") as caught:
+        run.write_or_check_config(begun.changed({"seed": 1, "data.workers": 1}))
+    assert "workers" not in str(caught.value)
+    assert run.read_config() == later
 
 
 def test_the_image_size_of_the_data_reaches_the_tokenizer_before_it_is_checked() -> None:
@@ -381,10 +436,16 @@ def old_number(name: str, value: float, guidance: str | None) -> dict[str, Any]:
 
 def test_results_of_the_first_version_are_read(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
+    entropy = {
+        "rows": 9, "positions": 1, "conditional_entropy_bits": [1.0], "cumulative_bits": [1.0], "total_bits": 1.0,
+        "log2_n": 3.2, "unique_share": [0.0], "cliff": 1, "predicted_cliff": 3, "sizes": [2],
+    }  # fmt: skip
     old = {
-        "entropy": {"predicted_cliff": 3},
+        "entropy": entropy,
         "reconstruction": {
             "l1": 0.5,
+            "quality": {"images": 40, "psnr": 20.0, "ssim": 0.75},
+            "usage": {"segments": {"visual": {"used_per_position": [1.0], "perplexity_per_position": [2.0]}}},
             "distance": old_number("rFD(domain)", 3.5, None),
             "held_out_images_distance": old_number("FD(domain)", 0.25, None),
         },
@@ -393,7 +454,7 @@ def test_results_of_the_first_version_are_read(tmp_path: Path) -> None:
     }
     run.results.write_text(json.dumps(old))
     results = run.read_results()
-    assert (results.seconds, results.entropy) == ({"tokenizer": 1.5}, {"predicted_cliff": 3})
+    assert (results.seconds, results.entropy) == ({"tokenizer": 1.5}, entropy)
     values = {kind: {n: m.value for n, m in results.measurements(kind).items()} for kind in results.generation or {}}
     assert values == {"unguided": {"fid": 2.5}, "guided": {"fid": 1.5}, "held_out": {"fid": 0.25}}
     assert results.measurements("guided")["fid"].conditions.guidance == "constant 1.5"
@@ -453,7 +514,7 @@ def test_a_run_begun_before_an_option_existed_goes_on(tmp_path: Path) -> None:
     run, resolved = RunDirectory(tmp_path), config().resolve(10)
     run.write_or_check_config(resolved)
     older = json.loads(run.config.read_text())
-    del older["prior_training"]["compile"]
+    del older["prior_training"]["compile"], older["checksum"]  # which is new too
     run.config.write_text(json.dumps(older))
     run.write_or_check_config(resolved)
     with pytest.raises(UsageError, match="seed was 0, now 1"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from overture.nn.transformer import TransformerConfig
 from overture.pipeline import Pipeline, balanced_classes
 from overture.priors import Guidance, PriorConfig, Sampling
 from overture.priors.sampler import generate
+from overture.processes import Processes
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
 
 PROLOGUE = Layout((Segment("prologue", (7,) * 4, separator=True), Segment("visual", (30,) * 6)))
@@ -136,6 +139,17 @@ def test_bad_values_are_one_line(written: dict[str, object], message: str) -> No
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [{"temperature": 1e-38}, {"temperature": "visual: 1e-38"}, {"temperature": math.inf}, {"guidance": 1e38},
+     {"guidance": "cosine 2 start -1e38"}, {"guidance": math.nan}],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_leave_the_range_of_the_logits_are_refused(written: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"needs (to be finite and >= 0\.001|a number from -1000 to 1000)"):
+        Sampling.parse(**written)  # type: ignore[arg-type]
+
+
 def test_the_lowest_temperature_keeps_logits_finite() -> None:
     assert math.isfinite(float(torch.tensor(1e30) / Sampling.parse(temperature=1e-3).temperatures[""]))
 
@@ -229,6 +243,8 @@ def test_classes_in_turn() -> None:
         ([True], {}, "torch.bool"),
         ([0, 4], {}, "class 4 is out of range"),
         ([-1], {}, "class -1 is out of range"),
+        ([[0.0, 1.0], [1.0, 0.0]], {}, r"torch.float32 of shape \[2, 2\]"),
+        (torch.eye(3, dtype=torch.int64), {}, r"of shape \[3, 3\], need at least one integer \[N\]"),
         ([0, 1], {"batch_size": 0}, "batch size is 0"),
         ([0, 1], {"seed": -2}, "seed is -2"),
     ],
@@ -239,6 +255,38 @@ def test_wrong_requests_of_the_loop(classes: list, options: dict, message: str) 
             list(sample(classes, **options))
     with pytest.raises(UsageError, match=message):
         PIPE(classes, **options)
+
+
+def _sample_together(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for number, (count, batch_size) in enumerate(TOGETHER):
+        classes = balanced_classes(count, 3)
+        batches = list(
+            PIPE.sample_together(classes, DRAWN, processes=Processes(rank, 2), seed=4, first=5, batch_size=batch_size)
+        )
+        assert all(len(batch) <= 2 * batch_size for batch in batches)
+        torch.save(torch.cat(batches), f"{folder}/{rank}-{number}.pt")
+    dist.destroy_process_group()
+
+
+TOGETHER = ((11, 3), (1, 4), (12, 3), (13, 6), (5, 64))
+"""How many images in which batches: the last batch of all is full, cut, or too small for two."""
+DRAWN = Sampling.parse(1.5, temperature=0.9, top_k=5)
+
+
+def test_two_processes_sample_together_what_one_samples(tmp_path: Path) -> None:
+    """Every process gets all images, each once and in order."""
+    torch.multiprocessing.spawn(_sample_together, (str(tmp_path),), nprocs=2)
+    for number, (count, batch_size) in enumerate(TOGETHER):
+        classes = balanced_classes(count, 3)
+        alone = torch.cat(list(PIPE.sample(classes, DRAWN, seed=4, first=5)))
+        assert len(alone) == count
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{rank}-{number}.pt")
+            assert (found.int() - alone.int()).abs().max() <= 1  # decoded in other batches: rounded at most
+        same = PIPE.sample_together(classes, DRAWN, processes=Processes(), seed=4, first=5, batch_size=batch_size)
+        assert (torch.cat(list(same)).int() - alone.int()).abs().max() <= 1
 
 
 def test_unconditional_samples_are_asked_for_by_their_loop_alone() -> None:

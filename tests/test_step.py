@@ -531,6 +531,108 @@ def test_the_time_between_checkpoints_changes_no_number(tmp_path: Path) -> None:
     assert equal_states(often.state_dict(), seldom.state_dict())
 
 
+class Watched:
+    """Measures every third step and remembers, as ``runs/monitor.py`` does in a file; may fail once at a step."""
+
+    def __init__(
+        self, trainer: LineTrainer, known: dict[int, dict[str, float]], failure: Exception | None = None
+    ) -> None:
+        self.trainer, self.known, self.failure = trainer, known, failure
+
+    def due(self, step: int) -> bool:
+        return step > 0 and step % 3 == 0
+
+    def measure(self, step: int) -> dict[str, float]:
+        if step not in self.known:
+            if self.failure is not None:
+                failure, self.failure = self.failure, None
+                raise failure
+            self.known[step] = {
+                "watched": float(sum(p.detach().sum() for p in self.trainer.trained.module.parameters()))
+            }
+        return self.known[step]
+
+
+class Told(SilentProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def watched(root: Path, known: dict[int, dict[str, float]], failure: Exception | None = None) -> list[dict[str, Any]]:
+    trainer = LineTrainer()
+    return numbers(root, trainer, monitor=Watched(trainer, known, failure))
+
+
+@pytest.mark.parametrize("stops", [[3], [4], [2, 6], [1, 2, 3, 4, 5, 6]])
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_stop_loses_what_was_watched(
+    tmp_path: Path, stops: list[int], killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measurements are made once, and stand in the log at their step, wherever the run was broken off."""
+    log = watched(tmp_path / "whole", {})
+    assert [record["step"] for record in log if "watched" in record] == [3, 6]
+    known: dict[int, dict[str, float]] = {}
+    for step in stops:
+        trainer = LineTrainer()
+        if killed:  # after the measurement, before the state of this step is on the disk
+
+            def break_off(*_: Any, trainer: LineTrainer = trainer, step: int = step) -> None:
+                if trainer.step == step:
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr("overture.training.loop.Checkpointer.after_step", break_off)
+        else:
+            StopAt(trainer, step, monkeypatch)
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            numbers(tmp_path / "parts", trainer, monitor=Watched(trainer, known))
+        monkeypatch.undo()
+    assert watched(tmp_path / "parts", known) == log
+
+
+def test_a_measurement_that_fails_is_told_and_costs_nothing_else(tmp_path: Path) -> None:
+    log, told, trainer = watched(tmp_path / "whole", {}), Told(), LineTrainer()
+    monitor = Watched(trainer, {}, RuntimeError("no memory\nat all"))
+    train(trainer, batches, tmp_path / "line", tmp_path / "metrics.jsonl", told, monitor=monitor)
+    assert told.said == ["measuring at step 3 failed: RuntimeError: no memory at all"]
+    expected = [record for record in log if not ("watched" in record and record["step"] == 3)]
+    assert read_json_lines(tmp_path / "metrics.jsonl") == expected
+
+
+def test_a_measurement_that_was_stopped_is_made_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, known = watched(tmp_path / "whole", {}), {}
+    trainer = LineTrainer()
+    StopAt(trainer, 3, monkeypatch)
+    with pytest.raises(Interrupted, match="at step 3, saved"):
+        numbers(
+            tmp_path / "parts", trainer, monitor=Watched(trainer, known, Interrupted("stopped in the measurements"))
+        )
+    assert known == {}
+    monkeypatch.undo()
+    assert watched(tmp_path / "parts", known) == log
+
+
+def test_data_that_end_in_an_error_lose_no_step(tmp_path: Path) -> None:
+    """A data worker that dies for want of memory is told between two steps."""
+
+    def dying(start: int) -> Iterator[Tensor]:
+        for step, batch in enumerate(batches(start), start=start):
+            if step == 5:
+                raise OvertureError("a data worker died")
+            yield batch
+
+    whole, trainer, resumed = LineTrainer(), LineTrainer(), LineTrainer()
+    with pytest.raises(OvertureError, match="a data worker died"):
+        train(trainer, dying, tmp_path / "line", tmp_path / "metrics.jsonl", SilentProgress())
+    assert latest_step(tmp_path / "line") == 5
+    assert numbers(tmp_path, resumed) == numbers(tmp_path / "whole", whole)
+    assert equal_states(resumed.state_dict(), whole.state_dict())
+
+
 def test_a_step_broken_off_half_way_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = LineTrainer(LineConfig(checkpoint_minutes=0.0))
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,8 @@ class Touches:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_forked(directory: Path, last: int, words: list[str]) -> int:
-    """One life of the command; returns its exit status, as a shell tells it."""
-    from overture.cli import main
-
+def run_forked(directory: Path, last: int, command: Callable[[], int]) -> int:
+    """One life of a command; returns its exit status, as a shell tells it."""
     child = os.fork()
     if child:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -62,7 +62,7 @@ def run_forked(directory: Path, last: int, words: list[str]) -> int:
         sys.addaudithook(touches.hook)
     status = 1
     try:
-        status = main(words)
+        status = command()
         print(f"{touches.count} touches", flush=True)
     finally:
         sys.stderr.flush()
@@ -71,11 +71,17 @@ def run_forked(directory: Path, last: int, words: list[str]) -> int:
 
 def main() -> int:
     """The lives that the arguments ask for; returns the exit status of the last."""
+    # Once for all children: everything that a run imports, be it late.
     import overture.cli.run
-    import overture.recipes.execute  # noqa: F401 (for the children)
+    import overture.recipes.execute  # noqa: F401
+    from overture.cli import main as overture_command
+    from overture.recipes import recipe_configs
+    from overture.runs.checks import check_run
 
+    check_run(recipe_configs("quickstart", tiny=True)[0].resolve(10))
     directory, ends, *words = sys.argv[1:]
-    return [run_forked(Path(directory), int(last), words) for last in ends.split(",")][-1]
+    command = partial(overture_command, words)
+    return [run_forked(Path(directory), int(last), command) for last in ends.split(",")][-1]
 
 
 if __name__ == "__main__":

@@ -9,21 +9,23 @@ from PIL import Image
 
 __all__ = ["RECIPES", "draw_images", "run_words"]
 
+ONE_STAGE = "prologue-onestage --tokenizer.segments.1.codebook.k-max 64"
+
 RECIPES = {
     "quickstart": ("quickstart --jobs 2", 1),
     "prologue": ("prologue-fashion-mnist --only prologue", 1),
-    "onestage": ("prologue-onestage --data.workers 1", 1),
+    "onestage": (f"{ONE_STAGE} --data.workers 1", 1),
     "quickstart-2": ("quickstart --only vcq", 2),
     "prologue-2": ("prologue-fashion-mnist --only prologue", 2),
-    "onestage-2": ("prologue-onestage", 2),
+    "onestage-2": (ONE_STAGE, 2),
 }
 """Words and number of processes of each, by the name it has here."""
 
 OPTIONS = """--tiny --device cpu --evaluation.samples 40 --evaluation.batch-size 10
---judge.training.steps 6 --judge.training.checkpoint-minutes 0
---perceptual-network.training.steps 6 --perceptual-network.training.checkpoint-minutes 0
---tokenizer-training.steps 12 --tokenizer-training.checkpoint-minutes 0 --tokenizer-training.log-every 2
---prior-training.steps 12 --prior-training.checkpoint-minutes 0 --prior-training.log-every 2
+--judge.training.steps 3 --judge.training.checkpoint-minutes 0
+--perceptual-network.training.steps 3 --perceptual-network.training.checkpoint-minutes 0
+--tokenizer-training.steps 8 --tokenizer-training.checkpoint-minutes 0 --tokenizer-training.log-every 2
+--prior-training.steps 8 --prior-training.checkpoint-minutes 0 --prior-training.log-every 2
 --prior-training.evaluate-every 4 --tokens.batch-size 60
 --watch.tokenizer-every 3 --watch.prior-every 3 --watch.images 40 --watch.samples 20 --watch.keep-best gfd"""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -133,12 +134,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         items = [_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True))]
         return items if origin is list else tuple(items)
     if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: expected an object, got {value!r}")
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if components:
         return _component(components, value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise UsageError(f"{where}: expected a finite number, got {str(value)[:40]}")
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")

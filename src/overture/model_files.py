@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -208,7 +209,9 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; what is wrong is an error anyway
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, torch.load raises nearly anything: IndexError, KeyError, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OvertureError(f"{what}: {path} is not a readable weights file ({reason})") from error
@@ -221,5 +224,5 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -111,10 +111,6 @@ class GrowingImages:
             data = np.frombuffer(bytearray(self.file.read(count * self.size)), np.uint8)
             yield torch.from_numpy(data.reshape(count, *self.shape))
 
-    def remove(self) -> None:
-        """Delete the file."""
-        self.path.unlink(missing_ok=True)
-
 
 def save_folder(batches: Iterable[Tensor], labels: Sequence[int], names: Sequence[str], folder: Path) -> None:
     """Write one PNG an image, ``CLASS/NUMBER.png``, with the class by its name in ``names``."""

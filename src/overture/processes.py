@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 
 __all__ = ["Processes", "choose_device", "on_threads"]
 
@@ -47,6 +48,8 @@ class Processes:
         place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
+            end_with_parent(signal.SIGKILL)  # joining heeds no other signal, and there is nothing to save yet
+            _check_launcher()
             # Long: the others wait while the main process measures.
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
             end_with_parent()
@@ -155,14 +158,25 @@ class _AllSum(torch.autograd.Function):
         return _AllSum.apply(gradient)  # type: ignore[return-value]
 
 
-def end_with_parent() -> None:
-    """Have this process asked to stop when the one that started it is gone (Linux; elsewhere nothing happens)."""
+def _check_launcher() -> None:
+    """Refuse to join a group whose ``torchrun`` died before we came so far: joining would wait for it for a day."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(place, timeout=60).close()
+    except OSError as error:
+        raise OvertureError(f"torchrun is gone ({place[0]}:{place[1]}: {error}), so this process ends too") from error
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process get a signal when the one that started it is gone (Linux; elsewhere nothing happens)."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None, use_errno=True).prctl(1, number)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it went before the call
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
 
 def on_threads(work: Callable[[P], None], pieces: Iterable[P]) -> None:

@@ -1,46 +1,17 @@
-"""What is fuzzed: a file, the changes to try on it, and what a command does with it.
-
-Every ``read`` gives all that a user would see or go on with, as text: a change of any number changes the text.
-"""
+"""What is fuzzed: a file, the changes to try on it, and who reads it."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import array_mutators as arrays
 import mutators
-import numpy as np
 import picture_mutators as pictures
-import torch
-from good_files import PICTURES, trainer_of
+import readers
+import tensor_mutators as tensors
+from good_files import PICTURES
 from mutators import Mutation
-
-from overture.analysis.guidance_search import SettingLog
-from overture.cli import build_parser
-from overture.config import to_dict
-from overture.data.sources import open_source
-from overture.data.stream import DataConfig, TrainingStream
-from overture.data.token_files import TokenFile, TokenStream
-from overture.evaluation.image_sets import open_images
-from overture.evaluation.networks import load_network
-from overture.files import read_json
-from overture.interop.release_config import read_config
-from overture.model_files import read_tensors
-from overture.pipeline import Pipeline
-from overture.report import page
-from overture.report.records import read_records
-from overture.report.summary import missing_parts, summary
-from overture.report.table import Footnotes, metric_groups, protocol_sentences
-from overture.runs.directory import RunDirectory
-from overture.runs.monitor import PriorMonitor
-from overture.training.checkpoint import resume
 
 
 @dataclass(frozen=True)
@@ -59,226 +30,67 @@ class Target:
     """Tried in one round of so many: a page takes a second."""
 
 
-def command(*words: str) -> str:
-    """The status and the output of a command; its errors are raised as they are."""
-    options = build_parser(words[0]).parse_args(words)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        status = options.run(options)
-    return f"{status} {out.getvalue()}"
-
-
-def digest(*parts: Any) -> str:
-    """A hash of arrays, tensors, and what prints."""
-    state = hashlib.sha256()
-    for part in parts:
-        part = part.detach() if isinstance(part, torch.Tensor) else part
-        array = np.ascontiguousarray(part) if isinstance(part, np.ndarray | torch.Tensor) else None
-        state.update(
-            repr(part).encode("utf-8", "replace") if array is None else repr(array.dtype).encode() + array.tobytes()
-        )
-    return state.hexdigest()
-
-
-# -- readers --------------------------------------------------------------------------------------------------------
-
-
-def tokens(path: str) -> str:
-    """Training on a token file, and its entropy."""
-    file = TokenFile.open(path)
-    batch = next(TokenStream(file, 4, 0).batches())
-    sequence = file.layout.to_sequence(batch.ids)
-    shown = command("entropy", path, "--json", "--rows", str(min(50, file.rows)))
-    return digest(file.header, np.array(file.stored), file.labels, sequence, batch.labels) + shown
-
-
-def images(spec: str) -> str:
-    """Training on images, and measuring them."""
-    source = open_source(spec)
-    stream = TrainingStream(source, DataConfig(source=spec, image_size=16, channels=3), 2, 0)
-    batch = next(stream.batches())
-    seen = list(open_images(spec, 16).batches(np.arange(min(3, len(source))), 2)) if not spec.endswith(".npz") else []
-    return digest(batch.images, batch.labels, *seen, source.fingerprint(), source.classes, source.notes)
-
-
-def measured(samples: str) -> str:
-    """The numbers of samples against the reference of the run, by its judge."""
-    network, reference = "domain:run/networks/judge.safetensors", "run/networks/reference.npz"
-    return command("evaluate", samples, "--reference", reference, "--network", network, "--json", "--device", "cpu")
-
-
-def model(kind: str) -> str:
-    """Pictures of both models, and the page."""
-    pipe = Pipeline.load("run")
-    used = {"tokenizer": pipe.tokenizer, "prior": pipe.prior}[kind].state_dict()
-    return digest(pipe([1], seed=3), pipe.layout, *used.values()) + repr(RunDirectory("run").model_hashes(kind))
-
-
-def judge() -> str:
-    """What the judge says of images."""
-    network: Any = load_network("domain:run/networks/judge.safetensors")
-    outputs = network.outputs(torch.arange(2 * 28 * 28).reshape(2, 1, 28, 28).remainder(255).byte())
-    return digest(outputs.features, outputs.logits, network.record, network.weights_hash, network.notes)
-
-
-def state(folder: str) -> str:
-    """A training that goes on from its checkpoint."""
-    trainer = trainer_of(RunDirectory("state").read_config())
-    resume(trainer, Path(folder))
-    batch = next(TokenStream(RunDirectory("run").token_file("train"), 4, 0).batches(trainer.step % 1000))
-    return digest(trainer.logged(trainer.train_batch(batch)), *_flat(trainer.state_dict()))
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [part for key in sorted(value, key=str) for part in (key, *_flat(value[key]))]
-    return [part for item in value for part in _flat(item)] if isinstance(value, list | tuple) else [value]
-
-
-def config() -> str:
-    """The config of a run that goes on."""
-    read = RunDirectory("run").read_config()
-    return digest(to_dict(read), read.tokenizer.layout, read.evaluation.samplings)
-
-
-def results() -> str:
-    """The results of a run, beside another record."""
-    return repr(RunDirectory("run").read_results().to_dict()) + command("compare", "run", "record.json", "--json")
-
-
-def record() -> str:
-    """A record of ``evaluate``, for people and for machines."""
-    return command("compare", "record.json", "run/results.json") + command("compare", "record.json", "--json")
-
-
-def report() -> str:
-    """The page of a run."""
-    command("report", "run")
-    return Path("run/report.html").read_text(encoding="utf-8")
-
-
-def words_of_page() -> str:
-    """What a page says, without its figures."""
-    records = read_records([RunDirectory("run")])
-    notes = Footnotes()
-    said = (
-        summary(records),
-        missing_parts(records),
-        metric_groups(records, notes),
-        protocol_sentences(records),
-        notes.items,
-    )
-    return repr(
-        (said, page.checkpoints(records), page.config_rows(records), page.commands(records), page.entries(records))
-    )
-
-
-def monitor() -> str:
-    """What was measured while the prior trained."""
-    return repr(PriorMonitor.known(SimpleNamespace(path=Path("run/watch-prior.jsonl"))))  # type: ignore[arg-type]
-
-
-def search() -> str:
-    """Settings of guidance that were tried already."""
-    return repr(SettingLog(Path("search.jsonl"), {"network": "domain"})._known)
-
-
-def release() -> str:
-    """The config of a release, as the import reads it."""
-    return repr(read_config(Path("release.json")))
-
-
-def weights() -> str:
-    """Weights of anyone's network."""
-    return digest(*_flat(read_tensors(Path("network.pth"), "a network")))
-
-
-def data() -> str:
-    """A run that goes on with the same images."""
-    parts = {name: _Images("images.npz", count) for name, count in (("train", 100), ("held_out", 20))}
-    run = RunDirectory("run")
-    classes = tuple(read_json(run.classes, list))
-    run.write_or_check_data(SimpleNamespace(**parts, classes=classes))  # type: ignore[arg-type]
-    return "the same images"
-
-
-@dataclass(frozen=True)
-class _Images:
-    name: str
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def fingerprint(self) -> str:
-        return "0" * 16
-
-
-def class_names() -> str:
-    """Samples of a class by its name."""
-    from overture.cli.generate import class_names, parse_classes
-
-    names = class_names("run", 10)
-    return repr((names, parse_classes("all", names)))
-
-
-# -- targets --------------------------------------------------------------------------------------------------------
-
-
 def _page(name: str, file: str, own: tuple[Mutation, ...], protected: bool = False) -> Target:
-    return Target(f"page: {name}", f"run/{file}", report, own, protected, every=20)
+    return Target(f"page: {name}", f"run/{file}", readers.report, own, protected, every=20)
 
 
 def _state_file(name: str, own: tuple[Mutation, ...]) -> Target:
-    return Target(f"state: {name}", f"state/step-00000100/{name}", lambda: state("state"), own, protected=True)
+    return Target(f"state: {name}", f"state/step-00000100/{name}", lambda: readers.state("state"), own, protected=True)
 
 
 def _picture(kind: str) -> Target:
     file = f"pictures/{kind}/a/0.{kind.split('.')[-1]}"
     own = pictures.PNG if kind.endswith("png") else pictures.PICTURE
-    return Target(f"picture: {kind}", file, lambda: images(f"pictures/{kind}"), own)
+    return Target(f"picture: {kind}", file, lambda: readers.images(f"pictures/{kind}"), own)
 
 
 TARGETS = (
-    Target("tokens", "run/tokens/train.tokens", lambda: tokens("run/tokens/train.tokens"), arrays.TOKENS, True),
-    Target("tokens of 0.1.0", "old/old.tokens", lambda: tokens("old/old.tokens"), ()),
-    Target("ids.npy", "ids.npy", lambda: command("entropy", "ids.npy", "--json"), arrays.NPY),
-    Target("ids.npz", "ids.npz", lambda: command("entropy", "ids.npz", "--json", "--per-class"), arrays.NPZ, True),
-    Target("text", "text.txt", lambda: command("entropy", "text.txt", "--json", "--text-tokens", "8"), ()),
-    Target("images.npz", "images.npz", lambda: images("images.npz"), arrays.NPZ, True),
-    Target("images.zip", "images.zip", lambda: images("images.zip"), pictures.ZIP),
+    Target(
+        "tokens", "run/tokens/train.tokens", lambda: readers.tokens("run/tokens/train.tokens"), tensors.TOKENS, True
+    ),
+    Target("tokens of 0.1.0", "old/old.tokens", lambda: readers.tokens("old/old.tokens"), ()),
+    Target("ids.npy", "ids.npy", lambda: readers.command("entropy", "ids.npy", "--json"), arrays.NPY),
+    Target(
+        "ids.npz", "ids.npz", lambda: readers.command("entropy", "ids.npz", "--json", "--per-class"), arrays.NPZ, True
+    ),
+    Target("text", "text.txt", lambda: readers.command("entropy", "text.txt", "--json", "--text-tokens", "8"), ()),
+    Target("images.npz", "images.npz", lambda: readers.images("images.npz"), arrays.NPZ, True),
+    Target("images.zip", "images.zip", lambda: readers.images("images.zip"), pictures.ZIP, True),
     *map(_picture, PICTURES),
-    Target("samples.npz", "samples.npz", lambda: measured("samples.npz"), arrays.NPZ, True),
-    Target("samples.npy", "samples.npy", lambda: measured("samples.npy"), arrays.NPY),
-    Target("reference", "run/networks/reference.npz", lambda: measured("samples.npy"), arrays.NPZ, True),
-    Target("judge", "run/networks/judge.safetensors", judge, arrays.MODEL, True),
-    Target("tokenizer", "run/tokenizer/model.safetensors", lambda: model("tokenizer"), arrays.MODEL, True),
-    Target("prior", "run/prior/model.safetensors", lambda: model("prior"), arrays.MODEL, True),
-    _state_file("state.safetensors", arrays.TENSORS),
+    Target("samples.npz", "samples.npz", lambda: readers.measured("samples.npz"), arrays.NPZ, True),
+    Target("samples.npy", "samples.npy", lambda: readers.measured("samples.npy"), arrays.NPY),
+    Target("reference", "run/networks/reference.npz", lambda: readers.measured("samples.npy"), arrays.NPZ, True),
+    Target("judge", "run/networks/judge.safetensors", readers.judge, tensors.MODEL, True),
+    Target("tokenizer", "run/tokenizer/model.safetensors", lambda: readers.model("tokenizer"), tensors.MODEL, True),
+    Target("prior", "run/prior/model.safetensors", lambda: readers.model("prior"), tensors.MODEL, True),
+    _state_file("state.safetensors", tensors.TENSORS),
     _state_file("state.json", mutators.JSON),
     _state_file("hashes.json", mutators.JSON),
-    Target("old state.json", "old/prior/step-00000100/state.json", lambda: state("old/prior"), mutators.JSON),
+    Target("old state.json", "old/prior/step-00000100/state.json", lambda: readers.state("old/prior"), mutators.JSON),
     Target(
-        "old state.safetensors", "old/prior/step-00000100/state.safetensors", lambda: state("old/prior"), arrays.TENSORS
+        "old state.safetensors",
+        "old/prior/step-00000100/state.safetensors",
+        lambda: readers.state("old/prior"),
+        tensors.TENSORS,
     ),
-    Target("config", "run/config.json", config, mutators.RECORD, True),
-    Target("results", "run/results.json", results, mutators.RECORD, True),
-    Target("record", "record.json", record, mutators.RECORD, True),
-    Target("data", "run/data.json", data, mutators.RECORD, True),
-    Target("classes", "run/classes.json", class_names, mutators.JSON),
-    Target("monitor", "run/watch-prior.jsonl", monitor, mutators.LINES),
-    Target("search", "search.jsonl", search, mutators.LINES),
-    Target("release", "release.json", release, mutators.JSON),
-    Target("weights", "network.pth", weights, ()),
-    Target("words of the config", "run/config.json", words_of_page, mutators.RECORD, True),
-    Target("words of the results", "run/results.json", words_of_page, mutators.RECORD, True),
-    Target("words of the metrics", "run/metrics.jsonl", words_of_page, mutators.LINES),
-    Target("words of an instrument", "run/instruments/probe.json", words_of_page, mutators.JSON),
+    Target("config", "run/config.json", readers.config, mutators.RECORD, True),
+    Target("results", "run/results.json", readers.results, mutators.RECORD, True),
+    Target("record", "record.json", readers.record, mutators.RECORD, True),
+    Target("data", "run/data.json", readers.data, mutators.RECORD, True),
+    Target("classes", "run/classes.json", readers.class_names, mutators.JSON),
+    Target("monitor", "run/watch-prior.jsonl", readers.monitor, mutators.LINES),
+    Target("search", "search.jsonl", readers.search, mutators.LINES),
+    Target("release", "release.json", readers.release, mutators.JSON),
+    Target("weights", "network.pth", readers.weights, ()),
+    Target("words of the config", "run/config.json", readers.words_of_page, mutators.RECORD, True),
+    Target("words of the results", "run/results.json", readers.words_of_page, mutators.RECORD, True),
+    Target("words of the metrics", "run/metrics.jsonl", readers.words_of_page, mutators.LINES),
+    Target("words of an instrument", "run/instruments/probe.json", readers.words_of_page, mutators.JSON),
     _page("config", "config.json", mutators.RECORD, True),
     _page("results", "results.json", mutators.RECORD, True),
     _page("metrics", "metrics.jsonl", mutators.LINES),
     _page("strip", "samples/classes.png", pictures.PNG),
-    _page("weights", "prior/model.safetensors", arrays.MODEL),
+    _page("weights", "prior/model.safetensors", tensors.MODEL),
 )
 """Everything that is fuzzed."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from overture.cli.common import add_instrument, at_least, check_plot, device_of, finish
+from overture.cli.common import add_instrument, at_least, check_plot, device_of, finish, images_as_trained
 from overture.errors import UsageError
 
 
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.data.base import subset
     from overture.data.order import some_of
     from overture.data.sources import open_source
-    from overture.data.stream import DataConfig, evaluation_batches
+    from overture.data.stream import evaluation_batches
     from overture.model_files import model_hash
     from overture.pipeline import load_tokenizer
     from overture.runs.directory import RunDirectory
@@ -47,9 +47,8 @@ def run(options: argparse.Namespace) -> int:
     if not directory.is_run and not (options.data and (options.plot or options.out or options.json)):
         raise UsageError("attention: give --data, and --plot or --out, since this is no run directory")
     tokenizer = load_tokenizer(options.path, device=device_of(options))
-    config = tokenizer.config
     if options.data:
-        data = DataConfig(source=options.data, image_size=config.image_size, channels=config.channels)
+        data = images_as_trained(options.path, tokenizer, source=options.data)
         source = open_source(options.data)
     else:
         data = directory.read_config().data

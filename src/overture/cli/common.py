@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from overture.analysis.entries import InstrumentResult
     from overture.data.ids import LoadedIds
+    from overture.data.stream import DataConfig
     from overture.evaluation.networks import FeatureNetwork
     from overture.layout import Layout
     from overture.priors.sampling import Sampling
     from overture.runs.directory import RunDirectory
+    from overture.tokenizers.tokenizer import Tokenizer
 
 
 # -- options --------------------------------------------------------------------------------------------------------
@@ -140,6 +142,16 @@ def labelled_ids(path: Path) -> LoadedIds:
     if loaded.layout is None:
         raise OvertureError(f"{path}: holds no layout; make a token file of it (overture tokenize)")
     return loaded
+
+
+def images_as_trained(path: str, tokenizer: Tokenizer, **options: Any) -> DataConfig:
+    """How images of others are read for a tokenizer: of its size, on the background that it was trained with."""
+    from overture.data.stream import DataConfig
+    from overture.model_files import find_model, read_metadata
+
+    config, known = tokenizer.config, read_metadata(find_model(path, "tokenizer"), "tokenizer").get("run_config", {})
+    background = known.get("data", {}).get("background", DataConfig.background)
+    return DataConfig(image_size=config.image_size, channels=config.channels, background=background, **options)
 
 
 # -- results --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overture.cli.common import add_output, at_least, device_of, print_json
+from overture.cli.common import add_output, at_least, device_of, images_as_trained, print_json
 from overture.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure and draw."""
     from overture.data.base import subset
     from overture.data.order import some_of
-    from overture.data.stream import DataConfig, evaluation_batches
+    from overture.data.stream import evaluation_batches
     from overture.evaluation.conditions import CENTRE_CROP, Conditions
     from overture.evaluation.networks import load_network
     from overture.evaluation.reconstruction import measure_reconstruction
@@ -72,11 +72,10 @@ def run(options: argparse.Namespace) -> int:
         lpips = LpipsConfig(vgg_weights=options.vgg_weights, heads=options.lpips_heads).build().to(device)
     network = load_network(options.network, device) if options.network else None
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
-    config = tokenizer.config
     metadata = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")
     source, which = chosen_images(options.data, options.part, metadata)
     # What is measured has to be whole.
-    data = DataConfig(image_size=config.image_size, channels=config.channels, corrupt_limit=0.0)
+    data = images_as_trained(options.path, tokenizer, corrupt_limit=0.0)
     if options.images and options.images > len(source):
         raise UsageError(f"--images is {options.images:,}, but there are {len(source):,} ({which})")
     source = subset(source, some_of(len(source), options.images))

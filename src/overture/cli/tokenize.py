@@ -27,9 +27,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Encode and write."""
-    from overture.cli.common import print_json
+    from overture.cli.common import images_as_trained, print_json
     from overture.data.sources import open_source
-    from overture.data.stream import DataConfig
     from overture.model_files import model_hash
     from overture.pipeline import load_tokenizer
     from overture.processes import Processes
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.path, options.weights, device=processes.device)
     digest = model_hash(options.path, "tokenizer")
     source = open_source(options.data)
-    data = DataConfig(source=options.data, image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
+    data = images_as_trained(options.path, tokenizer, source=options.data)
     with stoppable():
         file = write_tokens(
             tokenizer, digest, source, data, TokensConfig(options.crops, options.batch_size), options.out,

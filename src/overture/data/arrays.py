@@ -11,7 +11,7 @@ from overture.data.base import ArraySource
 from overture.data.npz import array_entries, read_array
 from overture.errors import OvertureError, UsageError, near
 
-__all__ = ["open_npz"]
+__all__ = ["counted_classes", "open_npz"]
 
 
 def open_npz(name: str, file: Path, part: str = "") -> ArraySource:
@@ -39,10 +39,10 @@ def open_npz(name: str, file: Path, part: str = "") -> ArraySource:
         raise OvertureError(f"{name}: {len(images)} {pair[0]} but {len(labels)} {pair[1]}")
     if not len(images):
         raise OvertureError(f"{name}: {pair[0]} holds no images")
-    return ArraySource(name, images, *_classes(name, labels, names))
+    return ArraySource(name, images, *counted_classes(name, labels, names))
 
 
-def _classes(
+def counted_classes(
     name: str, labels: NDArray[np.integer], names: list[str]
 ) -> tuple[NDArray[np.int64], list[str], tuple[str, ...]]:
     """Labels that count the classes which have images, these classes' names, and notes on what that changes."""

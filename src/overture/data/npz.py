@@ -6,6 +6,7 @@ from its beginning.
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import struct
@@ -24,12 +25,14 @@ from numpy.typing import NDArray
 from overture.errors import OvertureError
 from overture.files import replacing
 
-__all__ = ["ArrayEntry", "array_entries", "read_array", "write_arrays"]
+__all__ = ["ArrayEntry", "array_entries", "read_array", "write_arrays", "zip_entries"]
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LONGEST_END = 22 + 2**16
+"""Bytes of the record at the end of a zip, with its comment."""
 _FAILURES = (
     ValueError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, NotImplementedError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError,
+    RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError,
 )  # fmt: skip
 MAX_UNPACKED = 2**28
 MAX_RATIO = 50
@@ -106,10 +109,10 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
                 return {"arr_0": ArrayEntry(file, "", shape, dtype, stream.tell(), fortran)}
         entries = {}
         with zipfile.ZipFile(file) as archive, file.open("rb") as raw:
-            for info in archive.infolist():
-                if not info.filename.endswith(".npy"):
-                    continue
-                with archive.open(info) as stream:
+            for info in zip_entries(archive, raw):
+                with archive.open(info) as stream:  # compares the name with the one that lies beside the data
+                    if not info.filename.endswith(".npy"):
+                        continue
                     shape, dtype, fortran = _read_header(stream)
                     header = stream.tell()
                 if not dtype.hasobject and info.file_size - header != math.prod(shape) * dtype.itemsize:
@@ -129,6 +132,17 @@ def array_entries(file: Path) -> dict[str, ArrayEntry]:
                 name = info.filename.removesuffix(".npy")
                 entries[name] = ArrayEntry(file, info.filename, shape, dtype, offset, fortran)
         return entries
+
+
+def zip_entries(archive: zipfile.ZipFile, file: IO[bytes]) -> list[zipfile.ZipInfo]:
+    """Everything that a zip holds; refuses a directory of which entries cannot be read any more."""
+    found = archive.infolist()
+    file.seek(max(0, file.seek(0, io.SEEK_END) - _LONGEST_END))
+    end = file.read()
+    (told,) = struct.unpack_from("<H", end, end.rfind(b"PK\x05\x06") + 10)
+    if told not in (0xFFFF, len(found) % 2**16):  # the first: more than two bytes can count
+        raise zipfile.BadZipFile(f"its directory counts {told:,} entries, {len(found):,} can be read")
+    return found
 
 
 def read_array(entry: ArrayEntry) -> NDArray[Any]:
@@ -154,6 +168,8 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], boo
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the shape {shape} is negative")
     return shape, dtype, fortran and len(shape) > 1
 
 

@@ -7,9 +7,11 @@ come back as a page of traceback.
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -132,9 +134,23 @@ class CorruptCount:
 def read_in_order(reader: Reader[B], keys: Iterator[NDArray[np.int64]], workers: int) -> Iterator[B]:
     """``reader(key)`` for each key in turn, fetched ahead by ``workers`` processes (0: read here)."""
     if workers == 0:
-        for key in keys:
-            yield reader(key)
-        return
+        return map(reader, keys)
+    batches = _read_in_workers(reader, keys, workers)
+    _open.add(batches)
+    return batches
+
+
+_open: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Those of batches that an error's traceback still holds: at its end Python asks them by a signal, which they ignore."""
+    for batches in list(_open):
+        batches.close()
+
+
+def _read_in_workers(reader: Reader[B], keys: Iterator[NDArray[np.int64]], workers: int) -> Generator[B]:
     loader = DataLoader(
         _WorkerSide(reader),
         batch_size=None,

@@ -42,7 +42,7 @@ class DataConfig:
     """Whether training sees every image and its mirror once an epoch."""
     background: str = "white"
     """What shows where an image is transparent: a colour as CSS writes it."""
-    corrupt_limit: float = 0.001
+    corrupt_limit: float = no_number(0.001)
     """The share of the images that may be corrupt (they are passed over and counted) before the run stops."""
     workers: int = no_number(0)
     """Worker processes that read ahead; 0 reads in the training process. No number depends on it."""

@@ -1,12 +1,13 @@
 """From an image file to pixels: grey or colour, resizing, crops, and the uint8 conventions (docs/prologue.md, section 2).
 
 Resizing is that of ADM's evaluation and of the Prologue release (section 6): halve with a box filter while the image
-is at least twice too large, then bicubic. Crops take a Pillow image of mode ``L`` or ``RGB`` and give uint8
-``[H, W, C]``. Legend: H rows, W columns, C channels (1 or 3).
+is at least twice too large, then bicubic. Of the last step only the square that is kept is computed. Crops take a Pillow
+image of mode ``L`` or ``RGB`` and give uint8 ``[H, W, C]``. Legend: H rows, W columns, C channels (1 or 3).
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["center_crop", "on_background", "random_crop", "ten_crop", "to_float", "to_uint8", "with_channels"]
 
 Pixels = NDArray[np.uint8]
+
+WINDOW_FROM = 64
+"""From this size on, squares are resized by themselves. Pillow takes the place of such a square in 32 bits: of 10,000
+values about one is a level of 255 away from what resizing the whole image and cutting gives. Smaller squares, for which
+it saves nothing that counts, are cut from the whole, to the last bit. So are those of pictures that are enlarged, where
+it might be two levels, and of pictures about twice as high as wide: these, Pillow 13 resizes down before across, which
+rounds otherwise."""
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -54,19 +62,18 @@ def on_background(image: Image.Image, background: str = "white") -> Image.Image:
 
 def center_crop(image: Image.Image, size: int) -> Pixels:
     """Resize the shorter side to ``size`` and take the square in the middle: ``[size, size, C]``."""
-    pixels = _pixels(_resize(image, size))
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top : top + size, left : left + size]
+    image, width, height = _halved(image, size)
+    return _window(image, (width, height), ((width - size) // 2, (height - size) // 2), size)
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
     """Resize the shorter side to one of ``size .. ceil(size / 0.8)`` and take a square anywhere, all drawn uniformly."""
     largest = -(-5 * size // 4)  # ceil(size / 0.8), in integers
     shorter = int(rng.integers(size, largest, endpoint=True))
-    pixels = _pixels(_resize(image, shorter))
-    top = int(rng.integers(0, pixels.shape[0] - size, endpoint=True))
-    left = int(rng.integers(0, pixels.shape[1] - size, endpoint=True))
-    return pixels[top : top + size, left : left + size]
+    image, width, height = _halved(image, shorter)
+    top = int(rng.integers(0, height - size, endpoint=True))
+    left = int(rng.integers(0, width - size, endpoint=True))
+    return _window(image, (width, height), (left, top), size)
 
 
 def ten_crop(image: Image.Image, size: int) -> Pixels:
@@ -81,11 +88,38 @@ def ten_crop(image: Image.Image, size: int) -> Pixels:
     return np.stack([view[top : top + size, left : left + size] for view in views for top, left in corners])
 
 
-def _resize(image: Image.Image, shorter: int) -> Image.Image:
+def _halved(image: Image.Image, shorter: int) -> tuple[Image.Image, int, int]:
+    """The image, halved while it is at least twice too large, and the width and height that it is then resized to."""
     while min(image.size) >= 2 * shorter:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = shorter / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return image, round(image.width * scale), round(image.height * scale)
+
+
+def _window(image: Image.Image, resized: tuple[int, int], corner: tuple[int, int], size: int) -> Pixels:
+    """The square of ``size`` at ``corner`` (left, top) of what ``image`` is when ``resized`` to (width, height)."""
+    left, top = corner
+    if resized == image.size:
+        return _pixels(image.crop((left, top, left + size, top + size)))
+    if size < WINDOW_FROM or resized[0] > image.width or image.height > 1.9 * image.width:
+        return _pixels(image.resize(resized, Image.Resampling.BICUBIC))[top : top + size, left : left + size]
+    (start, stop, low, high), (upper, lower, first, last) = (
+        _span(corner[axis], size, image.size[axis], resized[axis]) for axis in (0, 1)
+    )
+    part = image.crop((start, upper, stop, lower))
+    # Across, then down, each by itself: the order of Pillow's for whole images, which for windows it may turn round.
+    across = part.resize((size, part.height), Image.Resampling.BICUBIC, box=(low, 0, high, part.height))
+    return _pixels(across.resize((size, size), Image.Resampling.BICUBIC, box=(0, first, size, last)))
+
+
+def _span(place: int, size: int, length: int, resized: int) -> tuple[int, int, float, float]:
+    """Along one side, ``length`` resized to ``resized``: which pixels ``place .. place + size`` are made of, first and
+    end, and where, counted from that first one, it begins and ends."""
+    scale = length / resized
+    low, high = place * scale, min((place + size) * scale, length)
+    reach = math.ceil(2 * max(scale, 1)) + 1  # of the bicubic filter, and one for rounding
+    start, stop = max(int(low) - reach, 0), min(math.ceil(high) + reach, length)
+    return start, stop, low - start, high - start
 
 
 def _pixels(image: Image.Image) -> Pixels:

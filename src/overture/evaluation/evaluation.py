@@ -114,20 +114,30 @@ def _measure(
         result = metric.measure(samples, reference)
         value = result if isinstance(result, Value) else Value(float(result))
     about_network = network.notes if metric.uses_network else ()
-    notes = [*value.notes, *about_network, *_few_images(samples, reference, network)]
+    notes = [*value.notes, *about_network, *_few_images(metric, samples, reference, network)]
     conditions = _conditions(metric, samples, reference, network, known)
     title = _title(metric, network)
     return Measurement(title, value.value, "", conditions, tuple(notes), metric.better, metric.meaning)
 
 
-def _few_images(samples: ImageStatistics, reference: ImageStatistics, network: FeatureNetwork) -> list[str]:
+def _few_images(
+    metric: Metric, samples: ImageStatistics, reference: ImageStatistics, network: FeatureNetwork
+) -> list[str]:
     """A note where there are too few images for the number: the same rule for all metrics."""
-    counts = [side.images for side in (samples, reference) if side.images is not None]
-    if network.label == "FID" and counts and (samples.images or ADM_IMAGES) < ADM_IMAGES:
-        return [f"{samples.images:,} images; the ADM protocol takes {ADM_IMAGES:,}, with fewer it is another number"]
+    sides = (samples, reference) if metric.uses_reference else (samples,)
+    counts = [count for count in (_seen(metric, side) for side in sides) if count is not None]
     if counts and min(counts) < FEW_IMAGES:
         return [f"only {min(counts):,} images on a side: a rough number"]
+    if network.label == "FID" and (samples.images or ADM_IMAGES) < ADM_IMAGES:
+        return [f"{samples.images:,} images; the ADM protocol takes {ADM_IMAGES:,}, with fewer it is another number"]
     return []
+
+
+def _seen(metric: Metric, side: ImageStatistics) -> int | None:
+    """How many images of a side the metric sees: on features or pictures those alone that a file of statistics has kept."""
+    parts = {"features_ND": side.features_ND, "pictures": side.pictures}
+    kept = next((part for need, part in parts.items() if need in metric.needs), None)
+    return side.images if kept is None else len(kept)
 
 
 def _title(metric: Metric, network: FeatureNetwork) -> str:
@@ -153,8 +163,9 @@ def _lacking(metric: Metric, samples: ImageStatistics, reference: ImageStatistic
             for side in sides:
                 if getattr(side, need) is None:
                     return f"{side.name} {reasons.get(need, f'has no {need}')}"
-    least = min((side.images for side in (samples, reference) if side.images is not None), default=metric.least_images)
-    return f"needs {metric.least_images} images on each side" if least < metric.least_images else ""
+    counts = [count for count in (_seen(metric, side) for side in (samples, reference)) if count is not None]
+    few = min(counts, default=metric.least_images) < metric.least_images
+    return f"needs {metric.least_images} images on each side" if few else ""
 
 
 def _conditions(
@@ -163,7 +174,7 @@ def _conditions(
     """What was measured and how."""
     conditions = dataclasses.replace(
         known,
-        images=samples.images,
+        images=_seen(metric, samples),
         image_size=samples.size[0] if samples.size else known.image_size,
         crop=samples.cut if samples.cut is not None else known.crop,
         checkpoint=known.checkpoint or samples.hash,
@@ -173,13 +184,10 @@ def _conditions(
             conditions, network=network.name, network_hash=network.weights_hash, preparation=network.preparation
         )
     if metric.uses_reference:
-        # Metrics on features or pictures see those alone that the reference has kept.
-        parts = {"features_ND": reference.features_ND, "pictures": reference.pictures}
-        kept = next((part for need, part in parts.items() if need in metric.needs), None)
         conditions = dataclasses.replace(
             conditions,
             reference=reference.name,
             reference_hash=reference.hash,
-            reference_images=reference.images if kept is None else len(kept),
+            reference_images=_seen(metric, reference),
         )
     return conditions

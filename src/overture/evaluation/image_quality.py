@@ -64,6 +64,7 @@ class ReconstructionQuality:
     psnr_of_mean_error: float
     """Decibel, the PSNR of the mean squared error over all images: finite unless every image is exact."""
     ssim: float
+    """NaN of images that are smaller than its window."""
     mean_squared_error: float
     exact: int
     """Images reproduced exactly."""
@@ -74,13 +75,16 @@ class ReconstructionQuality:
             "images": self.images,
             "psnr": _finite(self.psnr),
             "psnr_of_mean_error": _finite(self.psnr_of_mean_error),
-            "ssim": self.ssim,
+            "ssim": _finite(self.ssim),
             "mean_squared_error": self.mean_squared_error,
             "exact": self.exact,
         }
+        notes = []
         if self.exact:
-            values["note"] = f"psnr is infinite: {self.exact} of {self.images} images are reproduced exactly"
-        return values
+            notes.append(f"psnr is infinite: {self.exact} of {self.images} images are reproduced exactly")
+        if math.isnan(self.ssim):
+            notes.append(f"images under {WINDOW} pixels have no ssim")
+        return {**values, "note": "; ".join(notes)} if notes else values
 
 
 class ReconstructionMeter:
@@ -92,7 +96,9 @@ class ReconstructionMeter:
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
         """Add a batch of pairs ``[B, C, H, W]``, both uint8 or both floating within [0, 1]."""
         error_B = mean_squared_error(images, reconstructions)
-        columns = (torch.ones_like(error_B), _psnr(error_B), ssim(images, reconstructions), error_B, error_B == 0)
+        small = min(images.shape[-2:]) < WINDOW
+        ssim_B = torch.full_like(error_B, math.nan) if small else ssim(images, reconstructions)
+        columns = (torch.ones_like(error_B), _psnr(error_B), ssim_B, error_B, error_B == 0)
         self._sums += torch.stack([column.double().sum() for column in columns]).cpu()
 
     def all_reduce(self, processes: Processes) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from overture.data.order import generator
 from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError
 from overture.evaluation.conditions import Conditions, Measurement
@@ -91,7 +92,7 @@ def measure_reconstruction(
     sides = _Sides(network) if network is not None else None
     error_2 = torch.zeros(2, dtype=torch.double)  # sum of absolute errors, number of values
     ids: list[Tensor] = []
-    pairs: list[Tensor] = []
+    pairs = _DrawnPairs(shown)
     with progress_bar("reconstructing", shown=progress) as bar:
         for images in batches:
             heed_stop("the measurements")
@@ -108,8 +109,7 @@ def measure_reconstruction(
             for meter in (perceptual, sides):
                 if meter is not None:
                     meter.update(images, decoded)
-            if sum(pair.shape[1] for pair in pairs) < shown:
-                pairs.append(torch.stack([images, decoded]))
+            pairs.update(images, decoded)
             bar.update(len(images) * processes.size)
     for part in (quality, usage, perceptual, sides):
         if part is not None:
@@ -123,8 +123,28 @@ def measure_reconstruction(
         distance=sides.distance(conditions) if sides is not None else None,
         lpips=perceptual.result() if perceptual is not None else None,
         ids_NT=torch.cat(ids) if ids else torch.empty(0, tokenizer.layout.length, dtype=torch.long),
-        shown=torch.cat(pairs, dim=1)[:, :shown] if pairs else torch.empty(2, 0),
+        shown=pairs.result(),
     )
+
+
+class _DrawnPairs:
+    """``count`` images with their reconstructions, drawn from all of them: data are often sorted by class."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.seen, self.draws = count, 0, generator("choice", 0)
+        self.kept: list[tuple[float, int, Tensor]] = []
+
+    def update(self, images: Tensor, decoded: Tensor) -> None:
+        for image, reconstruction, draw in zip(images, decoded, self.draws.random(len(images)).tolist(), strict=True):
+            if len(self.kept) < self.count or (self.kept and draw < self.kept[-1][0]):
+                pair = torch.stack([image, reconstruction])
+                self.kept = sorted([*self.kept, (draw, self.seen, pair)], key=lambda one: one[0])[: self.count]
+            self.seen += 1
+
+    def result(self) -> Tensor:
+        """``[2, count, C, H, W]``, in the order of the images."""
+        pairs = [pair for _, _, pair in sorted(self.kept, key=lambda one: one[1])]
+        return torch.stack(pairs, dim=1) if pairs else torch.empty(2, 0)
 
 
 class _Sides:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 from overture.errors import OvertureError
@@ -43,7 +42,7 @@ class HubLocation:
     def __init__(self, folder: HubFolder) -> None:
         self.folder = folder
         self.name = (folder.folder or folder.repository).rsplit("/", 1)[-1]
-        self._fetch = cache(lambda stem: folder.fetch(f"{stem}.safetensors"))
+        self._fetched: dict[str, Path | None] = {}
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -62,7 +61,13 @@ class HubLocation:
     @property
     def pinned(self) -> str:
         """The same with the commit that was fetched."""
-        return str(self.folder.pinned(self.file("model")))
+        fetched = next((path for path in self._fetched.values() if path is not None), None)
+        return str(self.folder if fetched is None else self.folder.pinned(fetched))
+
+    def _fetch(self, stem: str) -> Path | None:
+        if stem not in self._fetched:
+            self._fetched[stem] = self.folder.fetch(f"{stem}.safetensors")
+        return self._fetched[stem]
 
 
 Location = LocalLocation | HubLocation

@@ -16,7 +16,7 @@ from overture.errors import OvertureError, UsageError
 from overture.processes import Processes
 from overture.progress import SilentProgress, TerminalProgress, stoppable
 from overture.report import write_report
-from overture.runs.checks import check_run, needed_networks
+from overture.runs.checks import check_run, check_weights, needed_networks
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.pool import Pool, available_cores
@@ -53,8 +53,11 @@ def execute_recipe(
         if len(configs) == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             main = _run_here(tasks, device)
         else:
-            for config in configs:  # before networks are trained for all of them
-                check_run(config.resolve(config.data.build().num_classes), until=until)
+            for config, task in zip(configs, tasks, strict=True):  # before networks are trained for all of them
+                resolved = config.resolve(config.data.build().num_classes)
+                check_run(resolved, until=until)
+                if not RunDirectory(task.root).tokenizer_model.exists():
+                    check_weights(resolved)
             width = min(jobs or _default_jobs(device), len(tasks))
             Pool(width).run_all(_network_tasks(configs, root, networks, device))
             Pool(width).run_all(tasks)

@@ -34,7 +34,7 @@ def _collapsed(record: Record) -> list[str]:
     if not entropy or entropy["total_bits"] >= COLLAPSED_BITS or entropy["log2_n"] < 2 * COLLAPSED_BITS:
         return []
     return [
-        f"The tokenizer has collapsed: its tokens hold {words.bits(entropy['total_bits'])} of {entropy['log2_n']:.2f} that "
+        f"The tokenizer has collapsed: its tokens hold {entropy['total_bits']:.1f} of the {entropy['log2_n']:.1f} bits that "
         "tell the training images apart, so the cliff, the prior and the samples below mean nothing. Train it longer, or "
         "with a lower learning rate."
     ]

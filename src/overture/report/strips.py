@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +51,17 @@ def read_strips(
 
     A large picture is reduced to its ``share`` of the pixels that a page may hold, and kept as JPEG.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     path = record.root / "samples" / name
     if not path.exists():
         return None
     try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if file.mode == "L" else "RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures
+            with Image.open(path) as file:
+                picture = file.convert("L" if file.mode == "L" else "RGB")
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise OvertureError(f"{path}: cannot be read as a picture ({error}); delete it and run again") from error
     size = record.config.get("data", {}).get("image_size", 0)
     scale = 1 if 0 < size <= SMALL else _reduction(picture, share * PIXELS)

@@ -14,8 +14,9 @@ from overture.evaluation.networks import DomainNetwork, load_network
 from overture.losses.perceptual import DomainConfig
 from overture.processes import Processes
 from overture.runs.config import RunConfig
+from overture.training.train_tokenizer import fitting_weights
 
-__all__ = ["check_run", "look_at", "needed_networks"]
+__all__ = ["check_run", "check_weights", "look_at", "needed_networks"]
 
 LOOKED_AT = 64
 
@@ -94,6 +95,17 @@ def check_evaluation(config: RunConfig, *, judged: bool = True) -> None:
             )
 
 
+def check_weights(config: RunConfig) -> None:
+    """Refuse, by loading them once, weights of others that cannot be had: what a tokenizer starts from, its perceptual loss."""
+    training = config.tokenizer_training
+    if "perceptual" not in needed_networks(config):
+        training.perceptual.build()
+    if training.start_from:
+        with torch.device("meta"):
+            tokenizer = config.tokenizer.build()
+        fitting_weights(tokenizer, training.start_from)
+
+
 def needed_networks(config: RunConfig) -> list[str]:
     """The domain networks that this run trains on its own data."""
     judge = ["judge"] if config.evaluation.network == "domain" else []
@@ -107,7 +119,8 @@ def look_at(data: ImageData, config: DataConfig) -> list[str]:
 
     Images that are not what the config says (colour where grey was meant) are refused here.
     """
-    notes = [f"{source.name}: {note}" for source in (data.train, data.held_out) for note in source.notes]
+    opened = ((config.source, data.train), (config.held_out or config.source, data.held_out))
+    notes = [f"{spec}: {note}" for spec, source in opened for note in source.notes]
     reader = ImageReader(data.train, config.channels, config.background)
     looked = some_of(len(data.train), LOOKED_AT).tolist()
     sizes = [min(reader.read_or_next(index, {})[1].size) for index in looked]

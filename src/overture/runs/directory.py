@@ -128,8 +128,8 @@ class RunDirectory:
                 "or give another --out"
             )
         if not present:
-            write_record(self.data, found)
             write_json(self.classes, classes)
+            write_record(self.data, found)  # last: once it is there, so are the classes, whenever the process is killed
 
     def _known_data(self) -> dict[str, dict[str, Any]]:
         """What was written down of the images; nothing in a new run, or one of version 0.1.0."""
@@ -164,7 +164,7 @@ class RunDirectory:
         """
         refusal = f"{self.root}: another process is working in this run; end it, or wait"
         with _locked(self.root / ".lock", refusal, patience=20):
-            for folder in (self.root, *(path for path in self.root.rglob("*") if path.is_dir())):
+            for folder in (self.root, self.networks, *(path for path in self.root.rglob("*") if path.is_dir())):
                 remove_leftovers(folder)
             yield
 

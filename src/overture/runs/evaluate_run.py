@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,8 +209,8 @@ def _lpips(config: RunConfig, device: torch.device, progress: Progress) -> Lpips
 
 def negative_elbo(config: RunConfig, results: Results) -> dict[str, Any]:
     """The negative ELBO of held-out images in bits: reconstruction term plus the tokens under the (raw) prior."""
-    assert results.reconstruction is not None
-    assert results.likelihood is not None
+    if results.reconstruction is None or results.likelihood is None:
+        raise OvertureError("needs the reconstruction and the likelihood")
     l1, images = results.reconstruction["l1"], results.reconstruction["quality"]["images"]
     tokens = results.likelihood["held_out_vocabulary"]["bits_per_image"]
     pixels = reconstruction_bits(l1, config.data.channels * config.data.image_size**2)
@@ -240,6 +241,7 @@ def measure_generation(
         path = run.samples / f"{kind}.npz"
         if not path.exists():
             write_samples(config, run, pipe, sampling, kind, progress)
+        remove(_growing(run, kind))
         samples = open_samples(str(path), judge, keep_features=keep, processes=where)
         words: dict[str, Any] = sampling.to_dict()
         about = dataclasses.replace(run_conditions(config, run, "prior"), resize=None, classes="balanced", **words)
@@ -247,13 +249,17 @@ def measure_generation(
     # The floor of every metric: what images score that were never generated.
     name = f"{data.held_out.name}, held-out images"
     reconstruction = run.read_results().reconstruction
-    assert reconstruction is not None
-    # As many as could be read: corrupt ones are left out.
-    total = reconstruction["quality"]["images"]
+    # As many as could be read: corrupt ones are left out. Where that is not known there is no Inception Score of them.
+    total = reconstruction["quality"]["images"] if reconstruction else None
     real = measure_batches(name, judge, held_out_images(config, data), total=total, keep_features=keep, processes=where)
     about = Conditions(image_size=config.data.image_size, **CENTRE_CROP)
     out["held_out"] = evaluate(real, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()
     return out
+
+
+def _growing(run: RunDirectory, kind: str) -> Path:
+    """Samples so far, of no use once ``samples/KIND.npz`` is there."""
+    return run.samples / f"{kind}.partial"
 
 
 def write_samples(
@@ -263,7 +269,7 @@ def write_samples(
     evaluation, tokenizer = config.evaluation, pipe.tokenizer.config
     classes = balanced_classes(evaluation.samples, config.prior.num_classes)
     shape = (tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
-    with GrowingImages(run.samples / f"{kind}.partial", shape) as images:
+    with GrowingImages(_growing(run, kind), shape) as images:
         progress.start(f"samples {kind}", len(classes), images.count, unit="image")
         for start in range(images.count, len(classes), evaluation.batch_size):
             part = classes[start : start + evaluation.batch_size]
@@ -271,7 +277,6 @@ def write_samples(
             progress.advance(len(part))
             heed_stop("stage samples")
         save_npz(images.batches(1000), classes.tolist(), run.samples / f"{kind}.npz")
-    images.remove()
     progress.finish()
 
 

@@ -5,6 +5,7 @@ Small numbers of images, so the distances stand beside each other and not beside
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class TokenizerMonitor(_Monitor):
         }
         for segment in report.usage.segments:
             values[f"used_{segment.name}"] = segment.used
-        return values
+        return {name: value for name, value in values.items() if math.isfinite(value)}  # an exact image has no PSNR
 
 
 class PriorMonitor(_Monitor):

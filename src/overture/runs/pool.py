@@ -99,12 +99,15 @@ class Pool:
         for line in worker.stdout or ():
             try:
                 event = json.loads(line)
-            except ValueError:  # some library prints there
+            except ValueError:
+                event = None
+            if not isinstance(event, dict):  # some library prints there
                 continue
             failed = failed or "error" in event
             self.events.put((place, event))
         status = worker.wait()
-        if status and not failed:
+        before_it_listened = status == -signal.SIGTERM and stop_requested()
+        if status and not failed and not before_it_listened:
             reason = f"see {log}"
             if status < 0:  # so ends who is killed for memory
                 reason = f"killed by {signal.Signals(-status).name}; was there enough memory?"

@@ -20,7 +20,7 @@ from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import load_tokenizer
 from overture.processes import Processes
 from overture.progress import Interrupted, Progress, SilentProgress, stop_requested
-from overture.runs.checks import check_run, look_at, needed_networks
+from overture.runs.checks import check_run, check_weights, look_at, needed_networks
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.evaluate_run import evaluate_run, judge_network, make_training_reference, token_entropy
@@ -46,6 +46,8 @@ def execute(
     data = config.data.build()
     config = config.resolve(data.num_classes)
     check_run(config, processes, until)
+    if not run.tokenizer_model.exists():
+        check_weights(config)
     if processes.is_main:
         notes = look_at(data, config.data)
         run.write_or_check_config(config)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,28 @@ def run_task(task: Task, progress: Progress, processes: Processes) -> None:
             data = task.config.data.build()
             train_network(task.config.resolve(data.num_classes), data, task.network, run, progress, processes)
         else:
-            with run.locked() if processes.is_main else nullcontext():
+            with _locked(run, processes):
                 execute(task.config, run, progress, processes, task.until)
+    except OvertureError:
+        raise
     except Exception as error:
         raise as_line(error, run.root / "traceback.txt") from error
+
+
+@contextmanager
+def _locked(run: RunDirectory, processes: Processes) -> Iterator[None]:
+    """The run for these processes alone. A refusal is told by the main one; the others, which wait here, end silently."""
+    refusal: BaseException = SystemExit(1)
+    with ExitStack() as stack:
+        try:
+            if processes.is_main:
+                stack.enter_context(run.locked())
+            refused = False
+        except OvertureError as error:
+            refusal, refused = error, True
+        if processes.any(refused):
+            raise refusal
+        yield
 
 
 def main() -> int:

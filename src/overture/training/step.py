@@ -75,10 +75,11 @@ class Trainable:
     def load_state_dict(
         self, state: Mapping[str, Any], module: str, optimizer: str = "optimizer", ema: str = "ema"
     ) -> None:
-        """Go on from what :meth:`state_dict` gave. How the optimizer is set is the config's, as before every step."""
+        """Go on from what :meth:`state_dict` gave. How the optimizer is set is the config's."""
         self.module.load_state_dict(state[module])
         saved, own = state[optimizer], self.optimizer.state_dict()["param_groups"]
-        groups = [{**new, "params": old["params"]} for old, new in zip(saved["param_groups"], own, strict=True)]
+        pairs = zip(saved["param_groups"], own, strict=True)
+        groups = [{**new, "params": old["params"], "lr": float(old["lr"])} for old, new in pairs]
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         self._check_moments()
         if self.ema is not None:
@@ -92,8 +93,8 @@ class Trainable:
                 raise OvertureError("the optimizer's state is not of these parameters")
             for name, moment in moments.items():
                 wanted = torch.Size() if name == "step" else parameter.shape
-                fits = isinstance(moment, Tensor) and moment.shape == wanted and bool(moment.isfinite().all())
-                if not fits or (name != "exp_avg" and (moment < 0).any()):
+                fits = isinstance(moment, Tensor) and moment.is_floating_point() and moment.shape == wanted
+                if not fits or not moment.isfinite().all() or (name != "exp_avg" and (moment < 0).any()):
                     raise OvertureError(
                         f"the optimizer's {name} of a parameter {tuple(parameter.shape)} does not fit it"
                     )

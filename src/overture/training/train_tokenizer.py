@@ -235,10 +235,12 @@ class TokenizerTrainer:
 
 
 def start_from(tokenizer: Tokenizer, path: str) -> None:
-    """Copy the EMA weights of the trained tokenizer at ``path``.
+    """Copy the EMA weights of the trained tokenizer at ``path``. Parts that it lacks keep their fresh weights."""
+    tokenizer.load_state_dict(fitting_weights(tokenizer, path), strict=False)
 
-    All its parts have to fit. Parts that it lacks keep their fresh weights, if they are to be trained.
-    """
+
+def fitting_weights(tokenizer: Tokenizer, path: str) -> dict[str, Tensor]:
+    """The EMA weights of the trained tokenizer at ``path``: all its parts fit, and what it lacks is to be trained."""
     file = find_model(path, "tokenizer")
     read_metadata(file, "tokenizer")
     weights, own = read_weights(file, "ema"), tokenizer.state_dict()
@@ -249,4 +251,4 @@ def start_from(tokenizer: Tokenizer, path: str) -> None:
     trained = dict(tokenizer.trained_parameters())
     for name in own.keys() - weights.keys() - trained.keys():
         raise OvertureError(f"{file}: has no {name}, which the new tokenizer needs and does not train")
-    tokenizer.load_state_dict(weights, strict=False)
+    return weights
