@@ -9,21 +9,22 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from overture.config import no_number, to_dict
 from overture.data.order import some_of
 from overture.data.token_files import TokenBatch, TokenFile
 from overture.errors import UsageError
 from overture.layout import Layout
+from overture.losses.cross_entropy import projected_cross_entropy
 from overture.model_files import save_model
 from overture.nn.transformer import Recompute, set_recompute
 from overture.priors.likelihood import measure_likelihood
-from overture.priors.model import PriorConfig
+from overture.priors.model import Prior, PriorConfig
 from overture.processes import Processes
 from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
-from overture.training.step import NonFiniteLosses, Precision, Trainable, autocast
+from overture.training.step import NonFinite, Precision, Trainable, autocast
 
 __all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
 
@@ -52,6 +53,9 @@ class PriorTrainingConfig:
     loss: Literal["vocabulary", "allowed"] = "vocabulary"
     ema_half_life: float = 2500.0
     precision: Precision = "bfloat16"
+    micro_batch: int = no_number(0)
+    """Images of a process's share of a batch that go through the prior at a time, their gradients added up: the same
+    step in less memory (0: all at once)."""
     compile: bool = no_number(False)
     recompute: Recompute = no_number("nothing")
     """What transformer blocks compute again in the backward pass instead of keeping it; no number changes."""
@@ -64,8 +68,32 @@ class PriorTrainingConfig:
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"prior training: {name} is {getattr(self, name)}, needs >= 1")
+        if self.micro_batch < 0:
+            raise UsageError(f"prior training: micro_batch is {self.micro_batch}, needs >= 0 (0: all at once)")
         if not 0 <= self.label_drop <= 1:
             raise UsageError(f"prior training: label_drop is {self.label_drop}, needs a probability")
+
+
+class _PriorPass(nn.Module):
+    """The prior's pass in training: the summed cross-entropy of a part of a batch, over the ``count`` ids of all of it."""
+
+    def __init__(self, prior: Prior, training: PriorTrainingConfig) -> None:
+        super().__init__()
+        self.prior, self.precision = prior, training.precision
+        self.hidden = torch.compile(prior.hidden) if training.compile else prior.hidden
+        self.allowed_LV = allowed_ids(prior.layout) if training.loss == "allowed" else None
+
+    def forward(self, sequence_BL: Tensor, classes_B: Tensor, count: int) -> Tensor:
+        """Sequence ids ``[B, L]`` and classes ``[B]``."""
+        with autocast(sequence_BL.device, self.precision):
+            hidden_BLD = self.hidden(self.prior.token_embedding(sequence_BL[:, :-1]), classes_B)
+        weight_VD = self.prior.head.projection.weight
+        if self.allowed_LV is None:  # no table of all logits
+            share_N = hidden_BLD.new_full((sequence_BL.numel(),), 1 / count)
+            return projected_cross_entropy(hidden_BLD.flatten(0, 1), weight_VD, sequence_BL.flatten(), share_N)[0]
+        logits_BLV = self.prior.head.project(hidden_BLD)
+        logits_BLV = logits_BLV.masked_fill(~self.allowed_LV.to(logits_BLV.device), -torch.inf)
+        return F.cross_entropy(logits_BLV.flatten(0, 1), sequence_BL.flatten(), reduction="sum") / count
 
 
 class PriorTrainer:
@@ -80,13 +108,12 @@ class PriorTrainer:
         self.config, self.training, self.seed, self.processes = config, training, seed, processes
         processes.seed(seed, "prior weights", 0)
         self.prior = config.build(layout).to(processes.device)
-        self.trained = Trainable(
-            self.prior, training.optimizer, training.steps, processes, ema_half_life=training.ema_half_life
-        )
         set_recompute(self.prior, training.recompute)
-        self.forward = torch.compile(self.prior) if training.compile else self.prior
-        self.allowed_LV = allowed_ids(layout).to(processes.device) if training.loss == "allowed" else None
-        self.step, self.losses = 0, NonFiniteLosses(self.stage)
+        self.trained = Trainable(
+            self.prior, training.optimizer, training.steps, processes,
+            ema_half_life=training.ema_half_life, forward=_PriorPass(self.prior, training),
+        )  # fmt: skip
+        self.step, self.nonfinite = 0, NonFinite(self.stage)
 
     def train_batch(self, batch: TokenBatch) -> dict[str, Tensor]:
         """One step on local ids ``[B, T]`` and labels ``[B]``."""
@@ -96,15 +123,15 @@ class PriorTrainer:
         sequence_BL = self.prior.layout.to_sequence(batch.ids.to(device, non_blocking=True))
         classes_B = batch.labels.to(device).clone()
         classes_B[torch.rand(len(classes_B), device=device) < training.label_drop] = self.prior.unconditional
-        with autocast(device, training.precision):
-            logits_BLV = self.forward(sequence_BL, classes_B)
-        if self.allowed_LV is not None:
-            logits_BLV = logits_BLV.masked_fill(~self.allowed_LV, -torch.inf)
-        loss = F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
-        loss.backward()
-        self.trained.optimizer_step(self.step)
+        loss = torch.zeros((), device=device)
+        parts = self.trained.micro_batches(sequence_BL, classes_B, size=training.micro_batch)
+        for part_BL, part_B in parts:
+            part = self.trained.forward(part_BL, part_B, sequence_BL.numel())
+            part.backward()
+            loss += part.detach()
+        norm = self.trained.optimizer_step(self.step)
         self.step += 1
-        return {"bits_per_image": loss.detach() * sequence_BL.shape[1] / math.log(2)}
+        return {"bits_per_image": loss * sequence_BL.shape[1] / math.log(2), "gradient_norm": norm}
 
     def logged(self, values: dict[str, float]) -> dict[str, float]:
         """The loss in bits per image, and the learning rate."""
