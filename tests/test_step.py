@@ -448,9 +448,7 @@ def test_too_many_steps_in_a_row_stop_the_run() -> None:
         noted(*[bad] * (PATIENCE - 1), good, bad).check()
         == f"{PATIENCE} steps skipped: 'a' was NaN or infinite at step 0"
     )
-    with pytest.raises(
-        OvertureError, match="stage: 'a' is NaN or infinite from step 1 on, 10 steps or more"
-    ) as error:
+    with pytest.raises(OvertureError, match="stage: 'a' is NaN or infinite from step 1 on, 10 steps or more") as error:
         noted(good, *[bad] * PATIENCE).check()
     assert "\n" not in str(error.value)
 

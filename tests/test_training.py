@@ -189,7 +189,7 @@ def test_a_nan_names_its_term_and_keeps_the_last_checkpoint(tmp_path: Path, monk
     monkeypatch.setattr(
         "overture.losses.adversarial.Adversarial.generator_loss", lambda self, images: images.sum() * float("nan")
     )
-    with pytest.raises(OvertureError, match="tokenizer: 'adversarial' is NaN or infinite from step 3 on"):
+    with pytest.raises(OvertureError, match="tokenizer: 'adversarial' is NaN or infinite from step 5 on"):
         train_tokenizer(config, tmp_path, SilentProgress())
     assert checkpoint.latest_step(tmp_path / "tokenizer") == 3
     checkpoint.load_state(tmp_path / "tokenizer", 3)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,9 +91,11 @@ class Processes:
         """
         if self.size == 1:
             return module
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=not all_used
-        )
+        with warnings.catch_warnings():  # newer torch calls the first option otherwise, which older torch does not know
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                module, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=not all_used
+            )
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over all processes, on the device that ``values`` are on."""

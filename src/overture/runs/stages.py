@@ -211,7 +211,9 @@ def _prior_stage(
         _remove_steps(run.prior, processes)
         return
     training, layout = config.prior_training, config.tokenizer.layout
-    trainer = PriorTrainer(config.prior, training, layout, seed=config.seed, processes=processes)
+    trainer = PriorTrainer(
+        config.prior, training, layout, seed=config.seed, processes=processes, engine=config.engine
+    )  # fmt: skip
     files = {part: run.token_file(part) for part in ("train", "held_out")}
     for file in files.values():
         file.check_layout(layout)
@@ -228,9 +230,8 @@ def _prior_stage(
             trainer, stream.batches, run.prior, run.metrics, progress,
             measure=bits_of_files(trainer, files), monitor=monitor,
         )  # fmt: skip
-    if processes.is_main:
-        trainer.save(run.prior_model, about)
-        _remove_steps(run.prior, processes)
+    trainer.save(run.prior_model, about)
+    _remove_steps(run.prior, processes)
     processes.barrier()
 
 

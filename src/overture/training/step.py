@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from overture.errors import OvertureError
 from overture.processes import Processes
 from overture.training.ema import EMA
 from overture.training.optim import OptimizerConfig, set_learning_rate
+from overture.training.sharding import gathered, shard, spread_like
 
 __all__ = ["NonFinite", "Precision", "Trainable", "autocast"]
 
@@ -32,7 +32,9 @@ class Trainable:
     ``ema_half_life`` nothing is averaged.
 
     Call ``forward`` in place of the module: its backward pass averages the gradients over processes. ``forward`` may be
-    more than the module's own, a module that holds it; ``all_used`` is false if a pass may leave parameters out.
+    more than the module's own, a module that holds it; ``all_used`` is false if a pass may leave parameters out. With
+    ``sharded_layers`` the parameters are spread over processes (:mod:`overture.training.sharding`); the states below are
+    whole all the same, on the main process, and all processes have to ask for them.
     """
 
     def __init__(
@@ -46,13 +48,19 @@ class Trainable:
         ema_half_life: float | None = None,
         forward: nn.Module | None = None,
         all_used: bool = True,
+        sharded_layers: Iterable[nn.Module] | None = None,
     ) -> None:
         self.module, self.clip, self.processes = module, config.clip, processes
         processes.share(module)
+        self.sharded = sharded_layers is not None and processes.size > 1
+        if self.sharded:
+            shard(forward or module, sharded_layers or (), processes)
         self.ema = None if ema_half_life is None else EMA(module, ema_half_life)
         named = module.named_parameters() if parameters is None else parameters
         self.optimizer, self.schedule = config.build(named, steps)
-        self.forward = processes.replicate(forward or module, all_used=all_used)
+        self.forward = forward or module
+        if not self.sharded:
+            self.forward = processes.replicate(self.forward, all_used=all_used)
 
     def micro_batches(self, *batch: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
         """Parts of a batch of at most ``size`` rows (0: all), whose gradients add up.
@@ -60,10 +68,13 @@ class Trainable:
         Processes exchange them in the backward pass of the last part alone.
         """
         parts = list(zip(*(whole.split(size or len(whole)) for whole in batch), strict=True))
-        for part in parts[:-1]:
-            with self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext():
-                yield part
-        yield parts[-1]
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            if isinstance(self.forward, DistributedDataParallel):
+                self.forward.require_backward_grad_sync = last  # what its no_sync() sets
+            elif self.sharded:
+                self.forward.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield part
 
     def optimizer_step(self, step: int) -> Tensor:
         """Apply the gradients that backward passes have left, clipped to the config's largest norm, and drop them.
@@ -73,6 +84,7 @@ class Trainable:
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip or torch.inf)
+        norm = norm.full_tensor() if self.sharded else norm  # type: ignore[attr-defined]
         # The switch by which torch's own gradient scaler has a fused step do nothing, on the device.
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
@@ -85,24 +97,41 @@ class Trainable:
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Weights by role, as a model file holds them."""
         averaged = {} if self.ema is None else {"ema": self.ema.state_dict()}
-        return {"raw": self.module.state_dict(), **averaged}
+        weights: dict[str, Mapping[str, Tensor]] = {"raw": self.module.state_dict(), **averaged}
+        if self.sharded:
+            weights = gathered(weights, keep=self.processes.is_main)
+        return weights
 
     def state_dict(self, module: str, optimizer: str = "optimizer", ema: str = "ema") -> dict[str, Any]:
         """Everything that the next step depends on, under the given names."""
         averaged = {} if self.ema is None else {ema: self.ema.state_dict()}
-        return {module: self.module.state_dict(), optimizer: self.optimizer.state_dict(), **averaged}
+        state = {module: self.module.state_dict(), optimizer: self.optimizer.state_dict(), **averaged}
+        return gathered(state, keep=self.processes.is_main) if self.sharded else state
 
     def load_state_dict(
         self, state: Mapping[str, Any], module: str, optimizer: str = "optimizer", ema: str = "ema"
     ) -> None:
         """Go on from what :meth:`state_dict` gave. How the optimizer is set is the config's, as before every step."""
-        self.module.load_state_dict(state[module])
+        own_weights = self.module.state_dict()
+        self.module.load_state_dict(
+            {name: spread_like(value, own_weights.get(name, value)) for name, value in state[module].items()}
+        )
         saved, own = state[optimizer], self.optimizer.state_dict()["param_groups"]
         groups = [{**new, "params": old["params"]} for old, new in zip(saved["param_groups"], own, strict=True)]
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            place: {name: self._spread_moment(name, value, parameters[place]) for name, value in of_one.items()}
+            for place, of_one in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self._check_moments()
         if self.ema is not None:
-            self.ema.load_state_dict(state[ema])
+            own = self.ema.state_dict()
+            self.ema.load_state_dict({name: spread_like(v, own.get(name, v)) for name, v in state[ema].items()})
+
+    @staticmethod
+    def _spread_moment(name: str, value: Any, parameter: Tensor) -> Any:
+        return value if name == "step" or not isinstance(value, Tensor) else spread_like(value, parameter)
 
     def _check_moments(self) -> None:
         """Refuse moments that are not those of the parameters: the optimizer takes anything, and fails at its next step."""
@@ -112,8 +141,9 @@ class Trainable:
                 raise OvertureError("the optimizer's state is not of these parameters")
             for name, moment in moments.items():
                 wanted = torch.Size() if name == "step" else parameter.shape
-                fits = isinstance(moment, Tensor) and moment.shape == wanted and bool(moment.isfinite().all())
-                if not fits or (name != "exp_avg" and (moment < 0).any()):
+                fits = isinstance(moment, Tensor) and moment.shape == wanted
+                part = moment.to_local() if fits and self.sharded and name != "step" else moment
+                if not fits or not part.isfinite().all() or (name != "exp_avg" and (part < 0).any()):
                     raise OvertureError(
                         f"the optimizer's {name} of a parameter {tuple(parameter.shape)} does not fit it"
                     )

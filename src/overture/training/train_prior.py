@@ -24,9 +24,10 @@ from overture.priors.model import Prior, PriorConfig
 from overture.processes import Processes
 from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
+from overture.training.sharding import gathered
 from overture.training.step import NonFinite, Precision, Trainable, autocast
 
-__all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
+__all__ = ["EngineConfig", "PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,6 @@ class PriorTrainingConfig:
     loss: Literal["vocabulary", "allowed"] = "vocabulary"
     ema_half_life: float = 2500.0
     precision: Precision = "bfloat16"
-    micro_batch: int = no_number(0)
-    """Images of a process's share of a batch that go through the prior at a time, their gradients added up: the same
-    step in less memory (0: all at once)."""
     compile: bool = no_number(False)
     recompute: Recompute = no_number("nothing")
     """What transformer blocks compute again in the backward pass instead of keeping it; no number changes."""
@@ -68,10 +66,26 @@ class PriorTrainingConfig:
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"prior training: {name} is {getattr(self, name)}, needs >= 1")
-        if self.micro_batch < 0:
-            raise UsageError(f"prior training: micro_batch is {self.micro_batch}, needs >= 0 (0: all at once)")
         if not 0 <= self.label_drop <= 1:
             raise UsageError(f"prior training: label_drop is {self.label_drop}, needs a probability")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the prior's training uses its devices; no number changes, but for rounding.
+
+    Of a process's share of a batch ``micro_batch`` images go through the prior at a time, their gradients added up: the
+    same step in less memory (0: all at once). ``shard`` spreads weights, gradients and moments over the processes, for
+    priors that do not fit one device. The tokenizer takes its batch whole: the discriminator's batch norm is that of the
+    whole batch; ``tokenizer_training.recompute`` saves memory there.
+    """
+
+    micro_batch: int = no_number(0)
+    shard: bool = no_number(False)
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 0:
+            raise UsageError(f"--engine.micro-batch is {self.micro_batch}, needs >= 0 (0: all at once)")
 
 
 class _PriorPass(nn.Module):
@@ -103,15 +117,24 @@ class PriorTrainer:
     shown: tuple[str, ...] = ("bits_per_image",)
 
     def __init__(
-        self, config: PriorConfig, training: PriorTrainingConfig, layout: Layout, *, seed: int, processes: Processes
+        self,
+        config: PriorConfig,
+        training: PriorTrainingConfig,
+        layout: Layout,
+        *,
+        seed: int,
+        processes: Processes,
+        engine: EngineConfig = EngineConfig(),
     ) -> None:
         self.config, self.training, self.seed, self.processes = config, training, seed, processes
+        self.engine = engine
         processes.seed(seed, "prior weights", 0)
         self.prior = config.build(layout).to(processes.device)
         set_recompute(self.prior, training.recompute)
         self.trained = Trainable(
             self.prior, training.optimizer, training.steps, processes,
             ema_half_life=training.ema_half_life, forward=_PriorPass(self.prior, training),
+            sharded_layers=sharded_layers(self.prior) if engine.shard else None,
         )  # fmt: skip
         self.step, self.nonfinite = 0, NonFinite(self.stage)
 
@@ -124,7 +147,7 @@ class PriorTrainer:
         classes_B = batch.labels.to(device).clone()
         classes_B[torch.rand(len(classes_B), device=device) < training.label_drop] = self.prior.unconditional
         loss = torch.zeros((), device=device)
-        parts = self.trained.micro_batches(sequence_BL, classes_B, size=training.micro_batch)
+        parts = self.trained.micro_batches(sequence_BL, classes_B, size=self.engine.micro_batch)
         for part_BL, part_B in parts:
             part = self.trained.forward(part_BL, part_B, sequence_BL.numel())
             part.backward()
@@ -146,16 +169,31 @@ class PriorTrainer:
         self.step = state["step"]
         self.trained.load_state_dict(state, "prior")
 
-    def save(self, path: Path, metadata: dict[str, Any]) -> str:
-        """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
-        return save_prior(path, self.trained, {"step": self.step, **metadata})
+    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Write ``model.safetensors`` (raw and EMA weights), on the main process; all take part."""
+        save_prior(path, self.trained, {"step": self.step, **metadata})
+
+    def whole_prior(self) -> Prior:
+        """The prior as it is now, in one piece: itself, or a copy where it is spread over processes (all take part)."""
+        if not self.trained.sharded:
+            return self.prior
+        copy = self.config.build(self.prior.layout).to(self.processes.device)
+        copy.load_state_dict(gathered(self.prior.state_dict(), keep=True))
+        return copy
 
 
-def save_prior(path: Path, trained: Trainable, metadata: dict[str, Any]) -> str:
-    """Write a trained prior's ``model.safetensors``; returns its hash."""
+def sharded_layers(prior: Prior) -> list[nn.Module]:
+    """The parts of a prior that hold most of its weights, each called once a pass."""
+    return [part for block in prior.transformer.blocks for part in (block.attention, block.feed_forward)]  # type: ignore[misc,union-attr]
+
+
+def save_prior(path: Path, trained: Trainable, metadata: dict[str, Any]) -> None:
+    """Write a trained prior's ``model.safetensors``, on the main process; all take part."""
     prior: Any = trained.module
     about = {"config": to_dict(prior.config), "layout": prior.layout.to_dict(), **metadata}
-    return save_model(path, "prior", trained.weights(), about)
+    weights = trained.weights()
+    if trained.processes.is_main:
+        save_model(path, "prior", weights, about)
 
 
 def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure:
@@ -166,10 +204,9 @@ def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure
     def measure(step: int) -> dict[str, float]:
         if step % training.evaluate_every and step != training.steps:
             return {}
+        prior = trainer.whole_prior()
         return {
-            f"{name}_bits_per_image": float(
-                measure_likelihood(trainer.prior, file.parts(100, rows[name])).vocabulary.sum()
-            )
+            f"{name}_bits_per_image": float(measure_likelihood(prior, file.parts(100, rows[name])).vocabulary.sum())
             for name, file in files.items()
         }
 
