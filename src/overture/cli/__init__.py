@@ -91,10 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if shown:
             traceback.print_exc()
         told = as_line(error, Path(tempfile.gettempdir()) / f"overture-{os.getpid()}.txt")
-        print(f"overture: {error_line(told)}", file=sys.stderr)
+        print(f"overture: {_rank()}{error_line(told)}", file=sys.stderr)
         if isinstance(told, UsageError):
             return 2
         return 130 if type(told).__name__ == "Interrupted" else 1
+
+
+def _rank() -> str:
+    """Which process speaks, where there are several."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return "" if size == "1" else f"process {os.environ.get('RANK', '?')} of {size}: "
 
 
 def _run(words: list[str]) -> int:
