@@ -77,6 +77,8 @@ def build_parser(command: str | None) -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    # Torch's own warnings of its insides (sockets, unused parameters) are none for who uses a command; errors stay.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if arguments is None else arguments)
     shown = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
