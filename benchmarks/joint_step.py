@@ -126,7 +126,7 @@ def plain_batch(trainer: TokenizerTrainer, data: Batch) -> None:
     trainer.generator.optimizer_step(step)
     ids, reconstruction = encoded.ids, reconstruction.detach()
     del encoded, embeddings, losses, likelihood
-    trainer.adversarial.discriminator_step_loss(images, reconstruction, step)["total"].backward()
+    trainer.adversarial(images, reconstruction, step)["total"].backward()
     trainer.discriminator.optimizer_step(step)
     joint.prior.train().requires_grad_(True)
     sequence = layout.to_sequence(ids)

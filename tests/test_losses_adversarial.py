@@ -113,7 +113,7 @@ def test_vanilla_loss_is_cross_entropy() -> None:
     ones, zeros = torch.ones_like(real_logits), torch.zeros_like(real_logits)
     cross_entropy = F.binary_cross_entropy_with_logits
     expected = 0.5 * (cross_entropy(real_logits, ones) + cross_entropy(fake_logits, zeros))
-    terms = adversarial.discriminator_step_loss(real, fake, step=1)
+    terms = adversarial(real, fake, step=1)
     assert terms["discriminator"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert adversarial.generator_loss(fake).item() == pytest.approx(cross_entropy(fake_logits, ones).item(), rel=1e-5)
 
@@ -128,7 +128,7 @@ def test_lecam_over_three_steps() -> None:
         fake_logits = reference_discriminator(state, 2, fake)
         expected = ((real_logits - fake_average).clamp_min(0) ** 2).mean()
         expected = expected + ((real_average - fake_logits).clamp_min(0) ** 2).mean()
-        terms = adversarial.discriminator_step_loss(real, fake, step)
+        terms = adversarial(real, fake, step)
         assert terms["lecam"].item() == pytest.approx(expected.item(), rel=1e-4)
         real_average = 0.9 * real_average + 0.1 * real_logits.mean().item()
         fake_average = 0.9 * fake_average + 0.1 * fake_logits.mean().item()
@@ -142,7 +142,7 @@ def test_r1_against_finite_differences() -> None:
     adversarial = small()
     adversarial.discriminator.double()
     real = images(2, 1, size=12).double()
-    terms = adversarial.discriminator_step_loss(real, images(2, 2, size=12).double(), step=0)
+    terms = adversarial(real, images(2, 2, size=12).double(), step=0)
     state = dict(adversarial.discriminator.state_dict())
     squares = 0.0
     for index in range(real.numel()):
@@ -157,17 +157,17 @@ def test_r1_against_finite_differences() -> None:
 def test_r1_comes_every_so_often_and_terms_add_up() -> None:
     adversarial = small()
     for step in range(5):
-        terms = adversarial.discriminator_step_loss(images(2, 1), images(2, 2), step)
+        terms = adversarial(images(2, 1), images(2, 2), step)
         assert set(terms) == {"discriminator", "lecam", "total"} | ({"r1"} if step % 2 == 0 else set())
         expected = terms["discriminator"] + 0.5 * terms["lecam"] + 1.5 * terms.get("r1", torch.zeros(()))
         assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
     off = small(AdversarialConfig(channels=4, layers=2, lecam=0, r1=0))
-    assert set(off.discriminator_step_loss(images(2, 1), images(2, 2), 0)) == {"discriminator", "total"}
+    assert set(off(images(2, 1), images(2, 2), 0)) == {"discriminator", "total"}
 
 
 def test_r1_reaches_the_weights() -> None:
     adversarial = small()
-    terms = adversarial.discriminator_step_loss(images(2, 1), images(2, 2), 0)
+    terms = adversarial(images(2, 1), images(2, 2), 0)
     gradients = torch.autograd.grad(terms["r1"], list(adversarial.discriminator[0].parameters()), allow_unused=True)
     assert gradients[0].abs().sum() > 0
 
@@ -189,7 +189,7 @@ def test_generator_step_leaves_the_discriminator_alone() -> None:
 def test_discriminator_step_leaves_the_images_alone() -> None:
     adversarial = small()
     real, fake = images(2, 1).requires_grad_(), images(2, 2).requires_grad_()
-    adversarial.discriminator_step_loss(real, fake, 0)["total"].backward()
+    adversarial(real, fake, 0)["total"].backward()
     assert real.grad is None
     assert fake.grad is None
     assert all(parameter.grad is not None for parameter in adversarial.parameters())
@@ -198,7 +198,7 @@ def test_discriminator_step_leaves_the_images_alone() -> None:
 def test_autocast_keeps_the_reductions_in_float32() -> None:
     adversarial = small()
     with torch.autocast("cpu", torch.bfloat16):
-        terms = adversarial.discriminator_step_loss(images(2, 1), images(2, 2), 0)
+        terms = adversarial(images(2, 1), images(2, 2), 0)
         generator = adversarial.generator_loss(images(2, 2))
     assert {value.dtype for value in terms.values()} | {generator.dtype} == {torch.float32}
     terms["total"].backward()
@@ -226,7 +226,7 @@ def game(share: slice, processes: Processes) -> dict[str, Tensor]:
     for step in range(2):
         real, fake = images(4, step)[share], images(4, 10 + step)[share]
         adversarial.zero_grad()
-        terms = adversarial.discriminator_step_loss(real, fake, step)
+        terms = adversarial(real, fake, step)
         terms["total"].backward()
         for name, parameter in adversarial.named_parameters():
             assert parameter.grad is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from overture.training.optim import (
     OptimizerConfig,
     decays,
     set_learning_rate,
-    zero_nonfinite_gradients,
 )
 
 # -- schedule -----------------------------------------------------------------------------------------------------------
@@ -140,32 +138,6 @@ def test_one_step_is_adamw_by_hand() -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(UsageError, match="no parameters"):
         OptimizerConfig().build([("weight", nn.Parameter(torch.zeros(2), requires_grad=False))], 200_000)
-
-
-# -- gradients ----------------------------------------------------------------------------------------------------------
-
-
-def test_nonfinite_gradients_are_replaced() -> None:
-    values = [[1.0, -2e6], [math.nan, 3.0], [math.inf, -math.inf], [0.0, 1e30], [-math.inf, math.nan], None]
-    parameters = []
-    for value in values:
-        parameter = nn.Parameter(torch.zeros(2))
-        parameter.grad = None if value is None else torch.tensor(value)
-        parameters.append(parameter)
-    parameters.append(nn.Parameter(torch.zeros(0)))
-    parameters[-1].grad = torch.zeros(0)
-    zero_nonfinite_gradients(iter(parameters))
-    repaired = [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None]
-    exact = [torch.tensor(v).tolist() for v in ([1, -2e6], [0, 3.0], [1e5, -1e5], [0, 1e30], [-1e5, 0.0], [])]
-    assert repaired == exact
-
-
-def test_gradients_of_several_types() -> None:
-    parameters = [nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
-    for parameter in parameters:
-        parameter.grad = torch.tensor([1.0, math.nan, math.inf], dtype=parameter.dtype)
-    zero_nonfinite_gradients(parameters)
-    assert all(parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None)
 
 
 # -- moving average -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from overture.cli import main
 from overture.data.token_files import TokenHeader
 from overture.errors import UsageError
 from overture.layout import Layout, Segment
+from overture.losses.cross_entropy import projected_cross_entropy
 from overture.losses.perceptual import NoPerceptual
 from overture.plan.run_plan import Images, count_images, make_plan, sampling_flops
 from overture.priors import Guidance, PriorConfig
@@ -99,8 +100,9 @@ def test_memory_by_hand() -> None:
     assert memory["activations"] > 32 * 4 * 16 * 64
 
 
-def test_activations_are_what_autograd_keeps_in_a_real_pass() -> None:
-    config = tiny("imagenet-2d").resolve(10)
+@pytest.mark.parametrize("loss", ["vocabulary", "allowed"])
+def test_activations_are_what_autograd_keeps_in_a_real_pass(loss: str) -> None:
+    config = tiny("imagenet-2d").resolve(10).changed({"prior_training.loss": loss})
     layout = config.tokenizer.layout
     prior = config.prior.build(layout)
     weights = {parameter.untyped_storage().data_ptr() for parameter in prior.parameters()}
@@ -114,14 +116,32 @@ def test_activations_are_what_autograd_keeps_in_a_real_pass() -> None:
 
         sequence = layout.to_sequence(torch.zeros(batch, layout.length, dtype=torch.long))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = prior(sequence, torch.zeros(batch, dtype=torch.long))
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), sequence.flatten())
+            hidden = prior.hidden(prior.token_embedding(sequence[:, :-1]), torch.zeros(batch, dtype=torch.long))
+            if config.prior_training.loss == "vocabulary":  # all logits are never held
+                shares = torch.full((sequence.numel(),), 1 / sequence.numel())
+                table = prior.head.projection.weight
+                loss, _ = projected_cross_entropy(hidden.flatten(0, 1), table, sequence.flatten(), shares)
+            else:
+                loss = torch.nn.functional.cross_entropy(prior.head.project(hidden).flatten(0, 1), sequence.flatten())
         total = sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
         del loss
         return total
 
     memory = make_plan(config, Images(1000, 10, 10, "given"))["memory_per_device"]["prior"]
     assert memory["activations"] == pytest.approx(32 * (kept(3) - kept(2)), rel=0.01)
+
+
+def test_a_prior_in_parts_and_spread_over_devices() -> None:
+    config = tiny("imagenet-2d")
+    images = Images(1000, 10, 10, "given")
+    whole = make_plan(config, images, world_size=2)["memory_per_device"]["prior"]
+    parts = make_plan(config.changed({"engine.micro_batch": 4}), images, world_size=2)["memory_per_device"]["prior"]
+    spread = make_plan(config.changed({"engine.shard": True}), images, world_size=2)["memory_per_device"]["prior"]
+    assert whole["activations"] == parts["activations"] * (config.prior_training.batch_size // 2) // 4
+    assert spread["activations"] == whole["activations"]
+    for use in ("weights", "gradients", "adam", "ema"):
+        assert parts[use] == whole[use]
+        assert spread[use] == pytest.approx(whole[use] / 2, abs=8)
 
 
 def test_post_trains_only_its_own_path() -> None:
@@ -197,9 +217,15 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prologue-bb"], "unknown recipe 'prologue-bb' (did you mean 'prologue-b-b'?), or write module:name"),
+        (
+            ["prologue-bb"],
+            "unknown recipe 'prologue-bb' (did you mean 'prologue-b-b', 'prologue-b-l' or 'prologue-l-b'?), or write module:name",
+        ),
         (["quickstart", "--only", "vqc"], "recipe quickstart has no run 'vqc' (did you mean 'vcq'?)"),
-        (["quickstart", "--prior.dept", "2"], "unknown option '--prior.dept' (did you mean '--prior.depth'?)"),
+        (
+            ["quickstart", "--prior.dept", "2"],
+            "unknown option '--prior.dept' (did you mean '--prior.depth', '--prior.dropout' or '--prior.theta'?)",
+        ),
         (["quickstart", "--world-size", "0"], "--world-size is 0, needs >= 1"),
     ],
 )

@@ -308,7 +308,7 @@ def test_the_tiny_form_of_a_recipe_builds_and_speaks(name: str) -> None:
         trainer = TokenizerTrainer(config.tokenizer, trainer_config, seed=0, processes=Processes())
         batch = next(TrainingStream(data.train, config.data, 4, 0).batches(0))
         trainer.train_batch(batch)
-        trainer.losses.check()
+        trainer.nonfinite.check()
         pipe = Pipeline(trainer.tokenizer.eval(), config.prior.build(layout).eval())
         for sampling in config.evaluation.samplings.values():
             assert pipe([0, 9], sampling).shape == (2, 1, 28, 28)

@@ -30,7 +30,7 @@ from overture.training.checkpoint import latest_step
 from overture.training.joint_prior import JointPrior
 from overture.training.loop import Checkpointer, train
 from overture.training.optim import OptimizerConfig
-from overture.training.step import NonFiniteLosses, Precision, Trainable
+from overture.training.step import PATIENCE, NonFinite, Precision, Trainable
 from overture.training.train_tokenizer import TokenizerTrainer
 from test_joint import encoder_terms
 from test_training import equal_states
@@ -58,40 +58,57 @@ def gradients(rank: int, step: int) -> list[Tensor]:
     return found
 
 
+class Pull(nn.Module):
+    """A loss whose gradients are given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pulls: list[Tensor]) -> Tensor:
+        pairs = zip(self.model.parameters(), pulls, strict=True)
+        return torch.stack([(parameter * pull).sum() for parameter, pull in pairs]).sum()
+
+
 def steps_taken(processes: Processes, clip: float) -> dict[str, dict[str, Tensor]]:
     """Weights after four steps of :class:`Trainable`."""
     model = network()
-    trainable = Trainable(model, replace(CONFIG, clip=clip), 10, processes, ema_half_life=HALF_LIFE)
+    config = replace(CONFIG, clip=clip)
+    trainable = Trainable(model, config, 10, processes, ema_half_life=HALF_LIFE, forward=Pull(model))
     for step in range(4):
-        for parameter, gradient in zip(model.parameters(), gradients(processes.rank, step), strict=True):
-            parameter.grad = gradient
+        trainable.forward(gradients(processes.rank, step)).backward()
         trainable.optimizer_step(step)
         assert all(parameter.grad is None for parameter in model.parameters())
     return {role: dict(weights) for role, weights in trainable.weights().items()}
 
 
 def steps_by_hand(ranks: int, clip: float) -> dict[str, dict[str, Tensor]]:
-    """The same in float64: mean over processes, finite, clipped, AdamW, average of the weights."""
+    """The same in float64: mean over processes, clipped, AdamW, average of the weights; no step where it is not finite."""
     model = network()
     names = [name for name, _ in model.named_parameters()]
     weights = [parameter.detach().double() for parameter in model.parameters()]
     averages = [weight.clone() for weight in weights]
     first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    taken = 0
     for step, rate in enumerate([5e-3, 1e-2, 1e-2, 1e-2 - 9e-3 / 7]):  # two steps up, one flat, seven down to 1e-3
-        found = [sum(parts) / ranks for parts in zip(*(gradients(rank, step) for rank in range(ranks)), strict=True)]
-        found = [torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5).double() for gradient in found]
+        pairs = zip(*(gradients(rank, step) for rank in range(ranks)), strict=True)
+        found = [(sum(parts) / ranks).double() for parts in pairs]  # type: ignore[union-attr]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in found))
         scale = clip / norm if clip and norm > clip else 1.0
+        kept = 0.5 ** (1 / HALF_LIFE)
+        if not math.isfinite(norm):
+            averages = [kept * average + (1 - kept) * weight for average, weight in zip(averages, weights, strict=True)]
+            continue
+        taken += 1
         for place, gradient in enumerate(found):
             weight, gradient = weights[place], gradient * scale
             first[place] = 0.9 * first[place] + 0.1 * gradient
             second[place] = 0.99 * second[place] + 0.01 * gradient.square()
             if weight.ndim == 2:  # biases do not decay
                 weight *= 1 - 0.1 * rate
-            mean = first[place] / (1 - 0.9 ** (step + 1))
-            deviation = (second[place] / (1 - 0.99 ** (step + 1))).sqrt()
+            mean = first[place] / (1 - 0.9**taken)
+            deviation = (second[place] / (1 - 0.99**taken)).sqrt()
             weight -= rate * mean / (deviation + 1e-8)
-            kept = 0.5 ** (1 / HALF_LIFE)
             averages[place] = kept * averages[place] + (1 - kept) * weight
     return {"raw": dict(zip(names, weights, strict=True)), "ema": dict(zip(names, averages, strict=True))}
 
@@ -224,9 +241,10 @@ def early_gradients(trainer: TokenizerTrainer) -> tuple[dict[str, Tensor], dict[
     """What the generator's step hands to its optimizer, and the losses that it tells."""
     found: dict[str, Tensor] = {}
 
-    def keep(step: int) -> None:
+    def keep(step: int) -> Tensor:
         found.update(gradients_of(trainer.tokenizer))
         trainer.tokenizer.zero_grad()
+        return torch.zeros(())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.generator, "optimizer_step", keep)
@@ -280,7 +298,7 @@ def test_early_backward_passes_give_the_gradients_of_the_whole_loss(name: str) -
     found, terms = early_gradients(trainer)
     assert found.keys() == expected.keys()
     assert largest_difference(found, expected) < 1e-6
-    assert terms.keys() == expected_terms.keys()
+    assert terms.keys() - {"gradient_norm"} == expected_terms.keys()
     for term, value in expected_terms.items():
         assert terms[term].item() == pytest.approx(value.item(), rel=1e-5), term
     assert not any(term.requires_grad for term in terms.values())
@@ -392,33 +410,69 @@ def test_what_a_judge_keeps_is_gone_before_the_next_one_looks(monkeypatch: pytes
 # -- losses that are not finite -----------------------------------------------------------------------------------------
 
 
-def noted(*steps: dict[str, float]) -> NonFiniteLosses:
-    losses = NonFiniteLosses("stage")
+def noted(*steps: dict[str, float]) -> NonFinite:
+    nonfinite = NonFinite("stage")
     for step, values in enumerate(steps):
-        losses.note({name: torch.tensor(value, requires_grad=True) for name, value in values.items()}, step)
-    return losses
+        nonfinite.note({name: torch.tensor(value, requires_grad=True) for name, value in values.items()}, step)
+    return nonfinite
 
 
 def test_finite_losses_pass() -> None:
-    NonFiniteLosses("stage").check()
-    noted({"a": 1.0}, {"a": -3e38, "b": 0.0}).check()
+    assert NonFinite("stage").check() == ""
+    finite = noted({"a": 1.0}, {"a": -3e38, "b": 0.0})
+    assert finite.check() == ""
+    assert finite.clean()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_step_and_its_loss_are_named(bad: float) -> None:
     good = {"a": 1.0, "b": 2.0}
-    losses = noted(good, {"a": 1.0, "b": bad}, {"a": bad, "b": bad}, good)
-    for _ in range(2):  # and stay bad
-        with pytest.raises(OvertureError, match="stage: the loss 'b' is NaN or infinite at step 1;") as error:
-            losses.check()
-        assert "\n" not in str(error.value)
+    nonfinite = noted(good, {"a": 1.0, "b": bad}, {"a": bad, "b": bad})
+    assert not nonfinite.clean()
+    assert nonfinite.check() == "2 steps skipped: 'b' was NaN or infinite at step 1"
+    assert nonfinite.check() == ""  # told once
+    assert not nonfinite.clean()  # and yet no state to keep
+    nonfinite.note({"a": torch.tensor(1.0)}, 3)
+    assert nonfinite.clean()
 
 
 def test_the_cause_is_named_rather_than_the_sum() -> None:
     """Terms come in the order they are made, the whole loss behind those that it adds up; some start late."""
     first = {"l1": 1.0, "loss": 1.0}
-    with pytest.raises(OvertureError, match="the loss 'adversarial' is NaN or infinite at step 1"):
-        noted(first, {"l1": 1.0, "adversarial": math.nan, "loss": math.nan}).check()
+    assert "'adversarial' was NaN" in noted(first, {"l1": 1.0, "adversarial": math.nan, "loss": math.nan}).check()
+
+
+def test_too_many_steps_in_a_row_stop_the_run() -> None:
+    bad, good = {"a": math.nan}, {"a": 0.0}
+    assert (
+        noted(*[bad] * (PATIENCE - 1), good, bad).check()
+        == f"{PATIENCE} steps skipped: 'a' was NaN or infinite at step 0"
+    )
+    with pytest.raises(OvertureError, match="stage: 'a' is NaN or infinite from step 1 on, 10 steps or more") as error:
+        noted(good, *[bad] * PATIENCE).check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_whose_gradients_are_not_finite_is_skipped(bad: float) -> None:
+    trained, whole = (Trainable(nn.Linear(2, 1), CONFIG, 7, Processes()) for _ in range(2))
+    whole.module.load_state_dict(trained.module.state_dict())
+    for step, gradient in enumerate([1.0, bad, 2.0]):
+        for parameter in trained.module.parameters():
+            parameter.grad = torch.full_like(parameter, 1.0)
+            parameter.grad.view(-1)[-1] = gradient
+        before = {name: value.clone() for name, value in trained.module.state_dict().items()}
+        norm = trained.optimizer_step(step)
+        assert bool(norm.isfinite()) == math.isfinite(gradient)
+        same = equal_states(before, trained.module.state_dict())
+        assert same == (not math.isfinite(gradient))
+        if math.isfinite(gradient):
+            for parameter in whole.module.parameters():
+                parameter.grad = torch.full_like(parameter, 1.0)
+                parameter.grad.view(-1)[-1] = gradient
+            whole.optimizer_step(step)
+    # The moments too are as if the bad step had never been.
+    assert equal_states(trained.state_dict("line"), whole.state_dict("line"))
 
 
 # -- the loop -----------------------------------------------------------------------------------------------------------
@@ -441,10 +495,10 @@ class LineTrainer:
         self.training, self.processes = training, processes
         torch.manual_seed(0)
         self.trained = Trainable(nn.Linear(2, 1), CONFIG, training.steps, processes, ema_half_life=HALF_LIFE)
-        self.step, self.losses = 0, NonFiniteLosses(self.stage)
+        self.step, self.nonfinite = 0, NonFinite(self.stage)
 
     def train_batch(self, batch: Tensor) -> dict[str, Tensor]:
-        loss = (self.trained.module(batch) - batch.sum(dim=1, keepdim=True)).square().mean()
+        loss = (self.trained.forward(batch) - batch.sum(dim=1, keepdim=True)).square().mean()
         loss.backward()
         self.trained.optimizer_step(self.step)
         self.step += 1
@@ -652,58 +706,66 @@ def test_a_step_broken_off_half_way_is_never_saved(tmp_path: Path, monkeypatch: 
     assert equal_states({**state, "ema": None}, {**expected, "ema": None})
 
 
-def spoiled(start: int) -> Iterator[Tensor]:
-    """:func:`batches`, but for one whose loss is infinite."""
-    for step, batch in enumerate(batches(start), start=start):
-        yield batch * 1e30 if step == 4 else batch
+def spoiled(*steps: int) -> Callable[[int], Iterator[Tensor]]:
+    """:func:`batches`, but for those of some steps, whose losses are infinite."""
+
+    def stream(start: int) -> Iterator[Tensor]:
+        for step, batch in enumerate(batches(start), start=start):
+            yield batch * 1e30 if step in steps else batch
+
+    return stream
 
 
-def test_nothing_is_saved_after_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = "line: the loss 'loss' is NaN or infinite at step 4"
-    for name, config in (("log", LineConfig(log_every=6)), ("time", LineConfig(log_every=7, checkpoint_minutes=0.0))):
-        root = tmp_path / name
-        trainer = LineTrainer(config)
-        StopAt(trainer, 3, monkeypatch)
-        with pytest.raises(Interrupted):
-            numbers(root, trainer)
-        monkeypatch.undo()
-        trainer = LineTrainer(config)
-        with pytest.raises(OvertureError, match=message):
-            train(trainer, spoiled, root / "line", root / "metrics.jsonl", SilentProgress())
-        assert latest_step(root / "line") == (3 if name == "log" else 4)
-        assert all(record["step"] < 5 for record in read_json_lines(root / "metrics.jsonl"))
+def test_a_bad_batch_costs_its_own_step_alone(tmp_path: Path) -> None:
+    trainer = LineTrainer(LineConfig(checkpoint_minutes=0.0))
+    train(trainer, spoiled(2, 4), tmp_path / "line", tmp_path / "metrics.jsonl", SilentProgress())
+    by_hand = LineTrainer()
+    for step, batch in zip(range(7), batches(0), strict=False):
+        if step in (2, 4):
+            by_hand.step += 1
+            by_hand.trained.ema.update(by_hand.trained.module)  # type: ignore[union-attr]
+        else:
+            by_hand.train_batch(batch)
+    assert equal_states(by_hand.state_dict(), trainer.state_dict())
 
 
-def test_a_checkpointer_refuses_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+def test_a_run_of_bad_batches_stops_on_the_last_good_state(tmp_path: Path) -> None:
+    trainer = LineTrainer(LineConfig(steps=30, log_every=5, checkpoint_minutes=0.0))
+    bad = spoiled(*range(4, 30))
+    with pytest.raises(OvertureError, match="line: 'loss' is NaN or infinite from step 4 on"):
+        train(trainer, bad, tmp_path / "line", tmp_path / "metrics.jsonl", SilentProgress())
+    assert latest_step(tmp_path / "line") == 4
+    assert trainer.step == 15  # the first log line after ten bad steps
+
+
+def test_no_state_is_kept_of_a_step_that_was_skipped(tmp_path: Path) -> None:
     trainer = LineTrainer()
     checkpointer = Checkpointer(trainer, tmp_path)
     trainer.step = 1
     checkpointer.save()
-    trainer.losses.note({"loss": torch.tensor(math.nan)}, 1)
+    trainer.nonfinite.note({"loss": torch.tensor(math.nan)}, 1)
     trainer.step = 2
-    for save in (checkpointer.save, checkpointer.finish):
-        with pytest.raises(OvertureError, match="the loss 'loss' is NaN or infinite at step 1"):
-            save()
+    checkpointer.save()
+    checkpointer.finish()
     assert latest_step(tmp_path) == 1
+    trainer.nonfinite.note({"loss": torch.tensor(1.0)}, 2)
+    trainer.step = 3
+    checkpointer.finish()
+    assert latest_step(tmp_path) == 3
 
 
 def save_after_a_bad_loss(processes: Processes, directory: Path) -> str:
-    """A state is saved, then the loss is NaN on one process alone, then all want to save: what this one is told."""
+    """A state is saved, then the loss is NaN on one process alone, then all want to save: which state there is."""
     trainer = LineTrainer(processes=processes)
     checkpointer = Checkpointer(trainer, directory)
     trainer.step = 1
     checkpointer.save()
-    trainer.losses.note({"loss": torch.tensor(math.nan if processes.rank == 1 else 1.0)}, 1)
+    trainer.nonfinite.note({"loss": torch.tensor(math.nan if processes.rank == 1 else 1.0)}, 1)
     trainer.step = 2
-    try:
-        checkpointer.save()
-    except OvertureError as error:
-        return str(error)
-    return "saved"
+    checkpointer.save()
+    return str(checkpointer.saved_step)
 
 
 def test_a_bad_loss_on_any_process_keeps_the_last_good_state(two_processes: Path) -> None:
     assert latest_step(two_processes / "states") == 1
-    told = [(two_processes / f"{rank}.txt").read_text() for rank in range(2)]
-    assert "the loss 'loss' is NaN or infinite at step 1" in told[1]
-    assert told[0] != "saved"
+    assert [(two_processes / f"{rank}.txt").read_text() for rank in range(2)] == ["1", "1"]

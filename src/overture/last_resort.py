@@ -25,7 +25,8 @@ def as_line(error: Exception, log: Path | None = None) -> OvertureError:
     if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
         return OvertureError(
             f"out of memory ({said[:160]}); lower the batch size (--batch-size; of a run --tokenizer-training.batch-size, "
-            "--prior-training.batch-size, --tokens.batch-size or --evaluation.batch-size)"
+            "--prior-training.batch-size, --tokens.batch-size or --evaluation.batch-size), or take a prior's batch in parts "
+            "(--engine.micro-batch)"
         )
     if isinstance(error, RuntimeError) and said.startswith("RuntimeError: DataLoader worker"):
         return OvertureError(f"a data worker died ({said[14:170]}); take fewer --data.workers, or more memory")

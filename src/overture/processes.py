@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from overture.errors import OvertureError, UsageError
 
@@ -51,7 +53,7 @@ class Processes:
             end_with_parent(signal.SIGKILL)  # joining heeds no other signal, and there is nothing to save yet
             _check_launcher()
             # Long: the others wait while the main process measures.
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
             end_with_parent()
         if place.type == "cuda":
             torch.cuda.set_device(place)
@@ -84,18 +86,19 @@ class Processes:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, 0)
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their mean over all processes, in one flat exchange."""
+    def replicate(self, module: nn.Module, *, all_used: bool = True) -> nn.Module:
+        """The module as it is called in training: its gradients become their means over all processes in the backward pass.
+
+        Torch's ``DistributedDataParallel``; in one process the module itself. With ``all_used`` every trained parameter
+        has a part in every pass.
+        """
         if self.size == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.size
-        start = 0
-        for gradient in gradients:
-            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-            start += gradient.numel()
+            return module
+        with warnings.catch_warnings():  # newer torch calls the first option otherwise, which older torch does not know
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                module, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=not all_used
+            )
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over all processes, on the device that ``values`` are on."""
@@ -124,7 +127,15 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor([int(flag)])).item())
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each flag, whether it is up on any process. Asked on the CPU: nobody waits for an accelerator."""
+        if self.size == 1:
+            return flags
+        raised = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(raised)
+        return tuple(bool(count) for count in raised.tolist())
 
     def seed(self, seed: int, stage: str, step: int) -> None:
         """Make torch's random numbers a function of (seed, stage, step, rank): dropout, label drop, fresh weights.

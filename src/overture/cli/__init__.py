@@ -77,6 +77,8 @@ def build_parser(command: str | None) -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    # Torch's own warnings of its insides (sockets, unused parameters) are none for who uses a command; errors stay.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if arguments is None else arguments)
     shown = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
@@ -91,10 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if shown:
             traceback.print_exc()
         told = as_line(error, Path(tempfile.gettempdir()) / f"overture-{os.getpid()}.txt")
-        print(f"overture: {error_line(told)}", file=sys.stderr)
+        print(f"overture: {_rank()}{error_line(told)}", file=sys.stderr)
         if isinstance(told, UsageError):
             return 2
         return 130 if type(told).__name__ == "Interrupted" else 1
+
+
+def _rank() -> str:
+    """Which process speaks, where there are several."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return "" if size == "1" else f"process {os.environ.get('RANK', '?')} of {size}: "
 
 
 def _run(words: list[str]) -> int:

@@ -124,7 +124,7 @@ class Adversarial(nn.Module):
             logits = self.discriminator(reconstruction_BCHW)
         return F.softplus(-logits.float()).mean()
 
-    def discriminator_step_loss(self, real_BCHW: Tensor, fake_BCHW: Tensor, step: int) -> dict[str, Tensor]:
+    def forward(self, real_BCHW: Tensor, fake_BCHW: Tensor, step: int) -> dict[str, Tensor]:
         """The discriminator's terms at its own ``step`` (from 0); moves the LeCam averages.
 
         ``discriminator``: ``(mean softplus(-D(real)) + mean softplus(D(fake))) / 2``;

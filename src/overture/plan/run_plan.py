@@ -38,7 +38,8 @@ ASSUMPTIONS = (
     "FLOPs: of matrix products, convolutions and attention, counted on shapes by torch.utils.flop_counter; a backward "
     "pass counts as two forward passes, as one where the weights are frozen; R1 steps and optimizers are left out; "
     "sampling is computed in closed form, with a key-value cache and only the output rows that a position may hold",
-    "memory: everything is replicated on every device (no sharding, no recomputation); float32 weights, gradients, two "
+    "memory: everything is replicated on every device (with --engine.shard the prior is shared out), nothing is "
+    "recomputed; float32 weights, gradients, two "
     "Adam moments and EMA, and what autograd keeps at the largest moment of a step; temporary tensors, and buffers of the "
     "allocator and of the communication, come on top",
 )
@@ -117,11 +118,7 @@ def make_plan(config: RunConfig, images: Images, world_size: int = 1) -> dict[st
         },
         "memory_per_device": {
             "tokenizer": _tokenizer_memory(modules, costs, math.ceil(training.batch_size / world_size)),
-            "prior": _memory(
-                counts["prior"], counts["prior"], 0, math.ceil(stage3.batch_size / world_size) * costs["prior"].kept
-            )
-            if steps3
-            else None,
+            "prior": _prior_memory(config, counts["prior"], costs["prior"], world_size) if steps3 else None,
         },
         "checkpoints": _checkpoints(config, counts),
         "assumptions": list(ASSUMPTIONS),
@@ -160,16 +157,18 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
         with autocast(device, precision):
             return counter.cost(run)
 
+    def prior_cost(model: nn.Module, precision: Precision, in_blocks: bool = True) -> Cost:
+        plain = cost(lambda batch: _predict(model, batch), precision)
+        return (
+            Cost(plain.flops, cost(lambda batch: _blockwise_loss(model, batch), precision).kept) if in_blocks else plain
+        )
+
     costs = {
         "encode": cost(lambda batch: tokenizer.encode_for_training(images(batch))),
         "decode": cost(lambda batch: tokenizer.decoder(codes(batch))),
         "discriminator": cost(lambda batch: adversarial.discriminator(images(batch))),
-        "prior": cost(lambda batch: _predict(prior, batch), config.prior_training.precision),
-        "joint_prior": Cost(
-            cost(lambda batch: _predict(joint, batch)).flops, cost(lambda batch: _joint_loss(joint, batch)).kept
-        )
-        if joint is not None
-        else Cost(0, 0),
+        "prior": prior_cost(prior, config.prior_training.precision, config.prior_training.loss == "vocabulary"),
+        "joint_prior": prior_cost(joint, training.precision) if joint is not None else Cost(0, 0),
         "post": cost(lambda batch: post(patches(batch))) if post is not None else Cost(0, 0),
         "perceptual": _perceptual(config, counter),
     }
@@ -193,8 +192,8 @@ def _predict(model: Any, batch: int) -> Tensor:
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
 
 
-def _joint_loss(model: Any, batch: int) -> Tensor:
-    """The same of a joint prior, which never holds its logits."""
+def _blockwise_loss(model: Any, batch: int) -> Tensor:
+    """The same as training computes it over the whole vocabulary: all logits are never held."""
     sequence_BL = torch.zeros(batch, model.layout.sequence_length, dtype=torch.long)
     hidden_BLD = model.hidden(model.token_embedding(sequence_BL[:, :-1]), sequence_BL[:, 0])
     weight_VD, share_N = model.head.projection.weight, torch.zeros(sequence_BL.numel())
@@ -294,6 +293,14 @@ def _tokenizer_memory(modules: dict[str, nn.Module | None], costs: dict[str, Cos
     judge = max(kept["perceptual"], kept["discriminator"] if discriminator else 0)
     images = kept["encode"] + max(kept["joint_prior"], kept["decode"] + judge)
     return _memory(own + discriminator + joint, everything + joint, everything - own, batch * images)
+
+
+def _prior_memory(config: RunConfig, parameters: int, cost: Cost, world_size: int) -> dict[str, int]:
+    """Of one process; spread over all, weights and what belongs to them are shared out (--engine.shard)."""
+    share = math.ceil(config.prior_training.batch_size / world_size)
+    at_a_time = min(share, config.engine.micro_batch or share)
+    held = math.ceil(parameters / world_size) if config.engine.shard else parameters
+    return _memory(held, held, 0, at_a_time * cost.kept)
 
 
 def _checkpoints(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:

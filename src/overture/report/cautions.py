@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from overture.analysis.entropy import COLLAPSED_BITS
-from overture.report import words
 from overture.report.records import Record
 
 __all__ = ["cautions"]

@@ -14,7 +14,7 @@ from overture.priors.model import PriorConfig
 from overture.priors.sampling import Sampling
 from overture.tokenizers.config import TokenizerConfig
 from overture.training.train_classifier import ClassifierTrainingConfig
-from overture.training.train_prior import PriorTrainingConfig
+from overture.training.train_prior import EngineConfig, PriorTrainingConfig
 from overture.training.train_tokenizer import TokenizerTrainingConfig
 from overture.training.write_tokens import TokensConfig
 
@@ -133,6 +133,7 @@ class RunConfig:
     prior: PriorConfig = PriorConfig()
     prior_training: PriorTrainingConfig = PriorTrainingConfig()
     prior_source: Literal["tokens", "joint"] = "tokens"
+    engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
 

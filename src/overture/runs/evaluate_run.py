@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,20 @@ from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
-from overture.progress import Interrupted, Progress, heed_stop
+from overture.progress import Interrupted, Progress, heed_stop, stop_requested
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.results import Results
 from overture.training.elbo import reconstruction_bits
 
-__all__ = ["evaluate_run", "judge_network", "make_training_reference", "token_entropy"]
+__all__ = [
+    "evaluate_run",
+    "forget_other_models",
+    "judge_network",
+    "make_training_reference",
+    "token_entropy",
+    "write_samples",
+]
 
 KEPT_IMAGES = 10_000
 """Images of the training set beside its statistics, for metrics on features: as many as ADM's references keep."""
@@ -50,7 +58,6 @@ def evaluate_run(
     config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, device: torch.device
 ) -> None:
     """Measure everything that is not measured yet, into ``results.json`` and ``samples/``."""
-    forget_other_models(run)
     pipe = Pipeline.load(run.root, device)
     judge = judge_network(config, run, device)
     make_training_reference(config, data, judge, run)
@@ -240,7 +247,7 @@ def measure_generation(
     for kind, sampling in config.evaluation.samplings.items():
         path = run.samples / f"{kind}.npz"
         if not path.exists():
-            write_samples(config, run, pipe, sampling, kind, progress)
+            raise OvertureError(f"{path}: these samples could not be made")
         remove(_growing(run, kind))
         samples = open_samples(str(path), judge, keep_features=keep, processes=where)
         words: dict[str, Any] = sampling.to_dict()
@@ -263,20 +270,41 @@ def _growing(run: RunDirectory, kind: str) -> Path:
 
 
 def write_samples(
-    config: RunConfig, run: RunDirectory, pipe: Pipeline, sampling: Sampling, kind: str, progress: Progress
+    config: RunConfig,
+    run: RunDirectory,
+    pipe: Pipeline,
+    sampling: Sampling,
+    kind: str,
+    progress: Progress,
+    processes: Processes = Processes(),
 ) -> None:
-    """``samples`` generated images of balanced classes into ``samples/KIND.npz``; goes on where it was stopped."""
+    """``samples`` generated images of balanced classes into ``samples/KIND.npz``; goes on where it was stopped.
+
+    All processes sample, the main one writes.
+    """
     evaluation, tokenizer = config.evaluation, pipe.tokenizer.config
     classes = balanced_classes(evaluation.samples, config.prior.num_classes)
     shape = (tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
-    with GrowingImages(_growing(run, kind), shape) as images:
-        progress.start(f"samples {kind}", len(classes), images.count, unit="image")
-        for start in range(images.count, len(classes), evaluation.batch_size):
-            part = classes[start : start + evaluation.batch_size]
-            images.add(pipe(part, sampling, seed=config.seed, first=start, batch_size=evaluation.batch_size))
-            progress.advance(len(part))
-            heed_stop("stage samples")
-        save_npz(images.batches(1000), classes.tolist(), run.samples / f"{kind}.npz")
+    with GrowingImages(_growing(run, kind), shape) if processes.is_main else nullcontext() as images:
+        done = int(processes.sum(torch.tensor(images.count if images else 0)))
+        progress.start(f"samples {kind}", len(classes), done, unit="image")
+        batches = pipe.sample_together(
+            classes[done:],
+            sampling,
+            processes=processes,
+            seed=config.seed,
+            first=done,
+            batch_size=evaluation.batch_size,
+        )
+        for batch in batches if done < len(classes) else ():
+            if images:
+                images.add(batch)
+            progress.advance(len(batch))
+            if processes.any(stop_requested()):
+                raise Interrupted("stopped in stage samples, saved; the same command goes on")
+        if images:
+            save_npz(images.batches(1000), classes.tolist(), run.samples / f"{kind}.npz")
+    processes.barrier()
     progress.finish()
 
 

@@ -109,7 +109,7 @@ class PriorMonitor(_Monitor):
         trainer: PriorTrainer,
         tokenizer: Tokenizer,
         judge: FeatureNetwork,
-        save: Callable[[Path], str],
+        save: Callable[[Path], None],
     ) -> None:
         super().__init__(run, "prior", config.watch.prior_every)
         self.config, self.trainer, self.tokenizer, self.judge, self.save = config, trainer, tokenizer, judge, save

@@ -14,16 +14,23 @@ from overture.config import differences, from_dict, to_dict
 from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.token_files import TokenFile, TokenStream
-from overture.errors import OvertureError, UsageError
+from overture.errors import OvertureError, UsageError, error_line
 from overture.model_files import check_config, read_metadata
 from overture.nn.classifier import Classifier, load_classifier
-from overture.pipeline import load_tokenizer
+from overture.pipeline import Pipeline, load_tokenizer
 from overture.processes import Processes
 from overture.progress import Interrupted, Progress, SilentProgress, stop_requested
 from overture.runs.checks import check_run, check_weights, look_at, needed_networks
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.evaluate_run import evaluate_run, judge_network, make_training_reference, token_entropy
+from overture.runs.evaluate_run import (
+    evaluate_run,
+    forget_other_models,
+    judge_network,
+    make_training_reference,
+    token_entropy,
+    write_samples,
+)
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
 from overture.training.loop import train
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
@@ -70,6 +77,7 @@ def execute(
     _check_stop("prior")
     if until == "prior":
         return config
+    _samples_stage(config, run, progress, processes)
     if processes.is_main:  # the others wait at the barrier
         evaluate_run(config, data, run, progress, processes.device)
     processes.barrier()
@@ -213,7 +221,9 @@ def _prior_stage(
         _remove_steps(run.prior, processes)
         return
     training, layout = config.prior_training, config.tokenizer.layout
-    trainer = PriorTrainer(config.prior, training, layout, seed=config.seed, processes=processes)
+    trainer = PriorTrainer(
+        config.prior, training, layout, seed=config.seed, processes=processes, engine=config.engine
+    )  # fmt: skip
     files = {part: run.token_file(part) for part in ("train", "held_out")}
     for file in files.values():
         file.check_layout(layout)
@@ -230,10 +240,28 @@ def _prior_stage(
             trainer, stream.batches, run.prior, run.metrics, progress,
             measure=bits_of_files(trainer, files), monitor=monitor,
         )  # fmt: skip
-    if processes.is_main:
-        trainer.save(run.prior_model, about)
-        _remove_steps(run.prior, processes)
+    trainer.save(run.prior_model, about)
+    _remove_steps(run.prior, processes)
     processes.barrier()
+
+
+def _samples_stage(config: RunConfig, run: RunDirectory, progress: Progress, processes: Processes) -> None:
+    """The samples that will be measured; all processes share the work."""
+    if processes.is_main:
+        forget_other_models(run)
+    processes.barrier()
+    pipe: Pipeline | None = None
+    for kind, sampling in config.evaluation.samplings.items():
+        if processes.any(processes.is_main and not (run.samples / f"{kind}.npz").exists()):
+            pipe = pipe or Pipeline.load(run.root, processes.device)
+            try:
+                write_samples(config, run, pipe, sampling, kind, progress, processes)
+            except Interrupted:
+                raise
+            except Exception as error:
+                if processes.size > 1:  # the others wait for this one
+                    raise
+                progress.say(f"samples {kind} could not be made: {error_line(error)}")
 
 
 @contextmanager

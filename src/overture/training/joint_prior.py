@@ -10,11 +10,11 @@ Shapes: B images, L sequence positions, D channels, N rows of all positions of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from overture.errors import UsageError
 from overture.layout import Layout
@@ -62,6 +62,19 @@ class JointPriorConfig:
         return JointPrior(self, layout, steps, processes, precision)
 
 
+class EncoderLoss(NamedTuple):
+    """A joint prior's word on a batch of tokens, for the encoder that made them."""
+
+    terms: dict[str, Tensor]
+    """The cross-entropy by segment, unweighted."""
+    loss: Tensor
+    """Their weighted sum."""
+    embeddings: Tensor
+    """The prior's inputs, which hang on the encoder."""
+    gradient: Tensor | None
+    """The gradient of the loss by them, to hand on."""
+
+
 class JointPrior:
     """The prior in training, and the two kinds of step."""
 
@@ -70,27 +83,28 @@ class JointPrior:
     ) -> None:
         self.config, self.layout, self.device, self.precision = config, layout, processes.device, precision
         self.prior: Prior = config.prior.build(layout).to(self.device)
-        self.trained = Trainable(self.prior, config.optimizer, steps, processes, ema_half_life=config.ema_half_life)
-        self.prior.requires_grad_(False)  # frozen but for its own step
         self.fillers = input_fillers(layout).to(self.device)
+        self.trained = Trainable(
+            self.prior, config.optimizer, steps, processes,
+            ema_half_life=config.ema_half_life, forward=_PriorPass(self.prior, precision),
+        )  # fmt: skip
+        self.prior.requires_grad_(False)  # frozen but for its own step
 
-    def encoder_loss(
-        self, tokenizer: Tokenizer, encoded: Encoded, classes: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor | None]:
-        """The cross-entropy as the encoder's loss: by segment, its weighted sum, and what its gradient reaches.
+    def encoder_loss(self, tokenizer: Tokenizer, encoded: Encoded, classes: Tensor) -> EncoderLoss:
+        """The cross-entropy as the encoder's loss.
 
         The prior's own backward pass is run here, down to its input embeddings, so that its activations are gone before
-        the decoder's come. Returned last are these embeddings and the gradient to hand on to them.
+        the decoder's come.
         """
         self.prior.eval()
         with autocast(self.device, self.precision):
             embeddings_BLD = self.embeddings(tokenizer, encoded, self.draw_dropped(len(encoded.ids)))
             leaf_BLD = embeddings_BLD.detach().requires_grad_(embeddings_BLD.requires_grad)
             weights = self.weights(tokenizer)
-            terms, loss = self.loss(leaf_BLD, self.layout.to_sequence(encoded.ids), classes, weights)
+            losses_BL, loss = prior_loss(self.prior, leaf_BLD, self.layout.to_sequence(encoded.ids), classes, weights)
         if loss.requires_grad:
             loss.backward()
-        return terms, loss.detach(), embeddings_BLD, leaf_BLD.grad
+        return EncoderLoss(sum_by_term(losses_BL, self.layout), loss.detach(), embeddings_BLD, leaf_BLD.grad)
 
     def weights(self, tokenizer: Tokenizer) -> dict[str, float]:
         """How much each term counts in the generator's loss."""
@@ -116,21 +130,6 @@ class JointPrior:
         replaced_BL = dropped_B[:, None] & (self.fillers >= 0)
         return torch.where(replaced_BL[..., None], filler_LD, torch.cat(parts, dim=1))
 
-    def loss(
-        self, embeddings_BLD: Tensor, sequence_BL: Tensor, classes: Tensor, weights: dict[str, float]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy by segment (values), and its sum under ``weights``, from input embeddings of all positions.
-
-        The last position is not an input. There is no table of all logits.
-        """
-        hidden_BLD = self.prior.hidden(embeddings_BLD[:, :-1], classes)
-        shares = [weights[name] / sequence_BL.numel() for name in position_terms(self.layout)]
-        share_N = torch.tensor(shares * len(sequence_BL), device=hidden_BLD.device)
-        loss, losses_N = projected_cross_entropy(
-            hidden_BLD.flatten(0, 1), self.prior.head.projection.weight, sequence_BL.flatten(), share_N
-        )
-        return sum_by_term(losses_N.view_as(sequence_BL), self.layout), loss
-
     def draw_dropped(self, batch: int) -> Tensor:
         """Which images of the batch lose their inputs after a separator."""
         return torch.rand(batch, device=self.device) < self.config.input_dropout
@@ -146,13 +145,11 @@ class JointPrior:
         sequence_BL = self.layout.to_sequence(ids)
         replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
         inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
-        everything = dict.fromkeys(position_terms(self.layout), 1.0)
-        with autocast(self.device, self.precision):
-            _, loss = self.loss(self.prior.token_embedding(inputs_BL), sequence_BL, classes, everything)
+        loss = self.trained.forward(inputs_BL, sequence_BL, classes)
         loss.backward()
-        self.trained.optimizer_step(step)
+        norm = self.trained.optimizer_step(step)
         self.prior.requires_grad_(False)
-        return {"joint_prior": loss.detach()}
+        return {"joint_prior": loss.detach(), "joint_prior_gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -161,6 +158,37 @@ class JointPrior:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.trained.load_state_dict(state, "prior")
+
+
+class _PriorPass(nn.Module):
+    """The prior's pass in its own step: the mean cross-entropy of a batch of sequences, given what it sees of them."""
+
+    def __init__(self, prior: Prior, precision: Precision) -> None:
+        super().__init__()
+        self.prior, self.precision = prior, precision
+
+    def forward(self, inputs_BL: Tensor, sequence_BL: Tensor, classes: Tensor) -> Tensor:
+        """Sequence ids that are seen and that are to be told, ``[B, L]``, and classes ``[B]``."""
+        everything = dict.fromkeys(position_terms(self.prior.layout), 1.0)
+        with autocast(sequence_BL.device, self.precision):
+            embeddings_BLD = self.prior.token_embedding(inputs_BL)
+            return prior_loss(self.prior, embeddings_BLD, sequence_BL, classes, everything)[1]
+
+
+def prior_loss(
+    prior: Prior, embeddings_BLD: Tensor, sequence_BL: Tensor, classes: Tensor, weights: dict[str, float]
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropies ``[B, L]`` (values), and their mean under ``weights``, from input embeddings of all positions.
+
+    The last position is not an input. There is no table of all logits.
+    """
+    hidden_BLD = prior.hidden(embeddings_BLD[:, :-1], classes)
+    shares = [weights[name] / sequence_BL.numel() for name in position_terms(prior.layout)]
+    share_N = torch.tensor(shares * len(sequence_BL), device=hidden_BLD.device)
+    loss, losses_N = projected_cross_entropy(
+        hidden_BLD.flatten(0, 1), prior.head.projection.weight, sequence_BL.flatten(), share_N
+    )
+    return losses_N.view_as(sequence_BL), loss
 
 
 def sum_by_term(losses_BL: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from overture.processes import Processes
 from overture.progress import Interrupted, Progress, stop_requested
 from overture.training.checkpoint import resume, save_state
 from overture.training.metric_log import MetricLog
-from overture.training.step import NonFiniteLosses
+from overture.training.step import NonFinite
 
 __all__ = ["Checkpointer", "Measure", "Monitor", "Trainer", "train"]
 
@@ -40,7 +40,7 @@ class Trainer(Protocol):
     stage: str
     step: int
     processes: Processes
-    losses: NonFiniteLosses
+    nonfinite: NonFinite
     shown: tuple[str, ...]
     """Names of the numbers beside the progress bar."""
 
@@ -98,16 +98,17 @@ def train(
             batch = next(stream, None)
         except OvertureError:
             if processes.size == 1:  # between two steps: nothing that was learnt need be lost
-                checkpointer.write()
+                checkpointer.save()
             raise
         if batch is None:
             raise OvertureError(f"{trainer.stage}: the data stream ended early, at step {trainer.step}")
         terms = trainer.train_batch(batch)
-        trainer.losses.note(terms, trainer.step - 1)
+        trainer.nonfinite.note(terms, trainer.step - 1)
         progress.advance(1)
         last = trainer.step == training.steps
         if trainer.step % training.log_every == 0 or last:
-            trainer.losses.check(processes)
+            if told := trainer.nonfinite.check(processes):
+                progress.say(f"{trainer.stage}: {told}")
             names = sorted(terms)
             means = processes.mean(torch.stack([terms[name].detach().float() for name in names])).tolist()
             values = trainer.logged(dict(zip(names, means, strict=True)))
@@ -138,9 +139,9 @@ class Checkpointer:
         All processes agree: they hear of the main process's clock and of everyone's signals.
         """
         trainer, processes = self.trainer, self.trainer.processes
-        stop = processes.any(stop_requested())
         late = time.monotonic() - self.last_save > 60 * trainer.training.checkpoint_minutes
-        if stop or processes.any(processes.is_main and late):
+        stop, late = processes.any_of(stop_requested(), processes.is_main and late)
+        if stop or late:
             self.save()
         if stop and trainer.step < trainer.training.steps:
             raise Interrupted(
@@ -153,16 +154,14 @@ class Checkpointer:
             self.save()
 
     def save(self) -> None:
-        """Save now, all processes together, unless a loss was not finite: the last good state has to stay."""
-        self.trainer.losses.check(self.trainer.processes)
+        """Save now, all processes together, unless the last step was skipped: the last good state has to stay."""
+        self.last_save = time.monotonic()
+        if not self.trainer.nonfinite.clean(self.trainer.processes):
+            return
+        state = self.trainer.state_dict()  # all processes: each may hold a part of it
         if self.trainer.processes.is_main:
-            self.write()
-        self.saved_step, self.last_save = self.trainer.step, time.monotonic()
-
-    def write(self) -> None:
-        """What one process does of a save."""
-        self.trainer.losses.check()
-        save_state(self.directory, self.trainer.step, self.trainer.state_dict())
+            save_state(self.directory, self.trainer.step, state)
+        self.saved_step = self.trainer.step
 
 
 def _measure_if_due(monitor: Monitor | None, trainer: Trainer, log: MetricLog | None, progress: Progress) -> None:

@@ -15,7 +15,6 @@ __all__ = [
     "OptimizerConfig",
     "decays",
     "set_learning_rate",
-    "zero_nonfinite_gradients",
 ]
 
 
@@ -95,9 +94,8 @@ class OptimizerConfig:
             for parameters, weight_decay in ((decayed, self.weight_decay), (others, 0.0))
             if parameters
         ]
-        fused = all(parameter.device.type == "cuda" for _, parameter in trained)
         rate = schedule.learning_rate(0)
-        return torch.optim.AdamW(groups, lr=rate, betas=self.betas, fused=fused or None), schedule
+        return torch.optim.AdamW(groups, lr=rate, betas=self.betas, fused=True), schedule
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -109,11 +107,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use ``rate`` in every parameter group from the next update on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-@torch.no_grad()
-def zero_nonfinite_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace NaN by 0 and infinities by +-1e5 in all gradients, in place."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)

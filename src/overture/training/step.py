@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from overture.errors import OvertureError
 from overture.processes import Processes
 from overture.training.ema import EMA
-from overture.training.optim import OptimizerConfig, set_learning_rate, zero_nonfinite_gradients
+from overture.training.optim import OptimizerConfig, set_learning_rate
+from overture.training.sharding import gathered, shard, spread_like
 
-__all__ = ["NonFiniteLosses", "Precision", "Trainable", "autocast"]
+__all__ = ["NonFinite", "Precision", "Trainable", "autocast"]
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -28,6 +30,11 @@ class Trainable:
 
     ``steps`` is the length of the schedule; ``parameters`` are those that are trained (default: all). Without an
     ``ema_half_life`` nothing is averaged.
+
+    Call ``forward`` in place of the module: its backward pass averages the gradients over processes. ``forward`` may be
+    more than the module's own, a module that holds it; ``all_used`` is false if a pass may leave parameters out. With
+    ``sharded_layers`` the parameters are spread over processes (:mod:`overture.training.sharding`); the states below are
+    whole all the same, on the main process, and all processes have to ask for them.
     """
 
     def __init__(
@@ -39,51 +46,93 @@ class Trainable:
         *,
         parameters: Iterable[tuple[str, nn.Parameter]] | None = None,
         ema_half_life: float | None = None,
+        forward: nn.Module | None = None,
+        all_used: bool = True,
+        sharded_layers: Iterable[nn.Module] | None = None,
     ) -> None:
         self.module, self.clip, self.processes = module, config.clip, processes
         processes.share(module)
+        self.sharded = sharded_layers is not None and processes.size > 1
+        if self.sharded:
+            shard(forward or module, sharded_layers or (), processes)
         self.ema = None if ema_half_life is None else EMA(module, ema_half_life)
         named = module.named_parameters() if parameters is None else parameters
         self.optimizer, self.schedule = config.build(named, steps)
+        self.forward = forward or module
+        if not self.sharded:
+            self.forward = processes.replicate(self.forward, all_used=all_used)
 
-    def optimizer_step(self, step: int) -> None:
-        """Apply the gradients that backward passes have left, and drop them.
+    def micro_batches(self, *batch: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Parts of a batch of at most ``size`` rows (0: all), whose gradients add up.
 
-        They are averaged over processes, made finite, and clipped to the config's largest norm.
+        Processes exchange them in the backward pass of the last part alone.
+        """
+        parts = list(zip(*(whole.split(size or len(whole)) for whole in batch), strict=True))
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            if isinstance(self.forward, DistributedDataParallel):
+                self.forward.require_backward_grad_sync = last  # what its no_sync() sets
+            elif self.sharded:
+                self.forward.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield part
+
+    def optimizer_step(self, step: int) -> Tensor:
+        """Apply the gradients that backward passes have left, clipped to the config's largest norm, and drop them.
+
+        Where they are not finite, the step is skipped: weights and moments stay as they are. Returns the norm of all
+        gradients as it was, by which a skipped step is known; nothing here waits for an accelerator.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.processes.average_gradients(parameters)
-        zero_nonfinite_gradients(parameters)
-        if self.clip:
-            nn.utils.clip_grad_norm_(parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip or torch.inf)
+        norm = norm.full_tensor() if self.sharded else norm  # type: ignore[attr-defined]
+        # The switch by which torch's own gradient scaler has a fused step do nothing, on the device.
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # gradients must not lie about while the next forward needs room
         if self.ema is not None:
             self.ema.update(self.module)
+        return norm
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Weights by role, as a model file holds them."""
         averaged = {} if self.ema is None else {"ema": self.ema.state_dict()}
-        return {"raw": self.module.state_dict(), **averaged}
+        weights: dict[str, Mapping[str, Tensor]] = {"raw": self.module.state_dict(), **averaged}
+        if self.sharded:
+            weights = gathered(weights, keep=self.processes.is_main)
+        return weights
 
     def state_dict(self, module: str, optimizer: str = "optimizer", ema: str = "ema") -> dict[str, Any]:
         """Everything that the next step depends on, under the given names."""
         averaged = {} if self.ema is None else {ema: self.ema.state_dict()}
-        return {module: self.module.state_dict(), optimizer: self.optimizer.state_dict(), **averaged}
+        state = {module: self.module.state_dict(), optimizer: self.optimizer.state_dict(), **averaged}
+        return gathered(state, keep=self.processes.is_main) if self.sharded else state
 
     def load_state_dict(
         self, state: Mapping[str, Any], module: str, optimizer: str = "optimizer", ema: str = "ema"
     ) -> None:
         """Go on from what :meth:`state_dict` gave. How the optimizer is set is the config's."""
-        self.module.load_state_dict(state[module])
+        own_weights = self.module.state_dict()
+        self.module.load_state_dict(
+            {name: spread_like(value, own_weights.get(name, value)) for name, value in state[module].items()}
+        )
         saved, own = state[optimizer], self.optimizer.state_dict()["param_groups"]
         pairs = zip(saved["param_groups"], own, strict=True)
         groups = [{**new, "params": old["params"], "lr": float(old["lr"])} for old, new in pairs]
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            place: {name: self._spread_moment(name, value, parameters[place]) for name, value in of_one.items()}
+            for place, of_one in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self._check_moments()
         if self.ema is not None:
-            self.ema.load_state_dict(state[ema])
+            own = self.ema.state_dict()
+            self.ema.load_state_dict({name: spread_like(v, own.get(name, v)) for name, v in state[ema].items()})
+
+    @staticmethod
+    def _spread_moment(name: str, value: Any, parameter: Tensor) -> Any:
+        return value if name == "step" or not isinstance(value, Tensor) else spread_like(value, parameter)
 
     def _check_moments(self) -> None:
         """Refuse moments that are not those of the parameters: the optimizer takes anything, and fails at its next step."""
@@ -94,14 +143,19 @@ class Trainable:
             for name, moment in moments.items():
                 wanted = torch.Size() if name == "step" else parameter.shape
                 fits = isinstance(moment, Tensor) and moment.is_floating_point() and moment.shape == wanted
-                if not fits or not moment.isfinite().all() or (name != "exp_avg" and (moment < 0).any()):
+                part = moment.to_local() if fits and self.sharded and name != "step" else moment
+                if not fits or not part.isfinite().all() or (name != "exp_avg" and (part < 0).any()):
                     raise OvertureError(
                         f"the optimizer's {name} of a parameter {tuple(parameter.shape)} does not fit it"
                     )
 
 
-class NonFiniteLosses:
-    """Remembers, on the device, the first step at which each loss was NaN or infinite.
+PATIENCE = 10
+"""Steps in a row that may be skipped; a run whose every step is skipped learns nothing more."""
+
+
+class NonFinite:
+    """Counts, on the device, the steps at which a loss or a gradient was NaN or infinite. Such steps are skipped.
 
     Reading a number from an accelerator waits for it, so nothing is read at every step: :meth:`check` is called when
     numbers are logged anyway, and before a state is saved.
@@ -110,22 +164,40 @@ class NonFiniteLosses:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.first_steps: dict[str, Tensor] = {}
+        self.in_row: Tensor = torch.tensor(0)
+        self.row_start: Tensor = torch.tensor(0)
+        self.skipped: Tensor = torch.tensor(0)
 
-    def note(self, losses: Mapping[str, Tensor], step: int) -> None:
-        """Look at the losses of a step; costs no wait."""
-        for name, loss in losses.items():
-            bad = ~torch.isfinite(loss.detach())
+    def note(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Look at the losses and gradient norms of a step; costs no wait."""
+        bad_step = torch.zeros((), dtype=torch.bool)
+        for name, value in values.items():
+            bad = ~torch.isfinite(value.detach())
             known = self.first_steps.pop(name, torch.full_like(bad, -1, dtype=torch.long))
             self.first_steps[name] = torch.where((known < 0) & bad, step, known)  # in the order of the last step
+            bad_step = bad_step.to(bad.device) | bad
+        self.in_row = torch.where(bad_step, self.in_row.to(bad_step.device) + 1, 0)
+        self.row_start = torch.where(self.in_row == 1, step, self.row_start.to(bad_step.device))
+        self.skipped = self.skipped.to(bad_step.device) + bad_step
 
-    def check(self, processes: Processes = Processes()) -> None:
-        """Stop with the name of the loss that was not finite first: all processes, if it happened to one."""
+    def check(self, processes: Processes = Processes()) -> str:
+        """What was skipped since the last check, in words, or nothing; all processes stop if one has skipped too many."""
+        stop = processes.any(int(self.in_row) >= PATIENCE)
         found = {name: int(first) for name, first in self.first_steps.items() if int(first) >= 0}
-        if processes.any(bool(found)) and not found:
+        skipped, self.skipped = int(self.skipped), torch.zeros_like(self.skipped)
+        self.first_steps = {}
+        if stop and not found:
             raise OvertureError(f"{self.stage}: a loss is NaN or infinite on another process, which says which")
-        if found:
-            name = min(found, key=lambda name: found[name])
+        if not found:
+            return ""
+        name = min(found, key=lambda name: found[name])
+        if stop:
             raise OvertureError(
-                f"{self.stage}: the loss '{name}' is NaN or infinite at step {found[name]}; the last good checkpoint is "
-                "kept (lower the learning rate, or look at the data of this step)"
+                f"{self.stage}: '{name}' is NaN or infinite from step {int(self.row_start)} on, {PATIENCE} steps or more; the "
+                "last good checkpoint is kept (lower the learning rate, or look at the data of this step)"
             )
+        return f"{skipped} steps skipped: '{name}' was NaN or infinite at step {found[name]}"
+
+    def clean(self, processes: Processes = Processes()) -> bool:
+        """Whether the last step was taken, on all processes: a state to keep."""
+        return not processes.any(int(self.in_row) > 0)

@@ -22,7 +22,7 @@ from overture.errors import OvertureError, UsageError
 from overture.nn.classifier import Classifier, ClassifierConfig, ClassifierRecord, save_classifier
 from overture.processes import Processes
 from overture.training.optim import OptimizerConfig
-from overture.training.step import NonFiniteLosses, Trainable
+from overture.training.step import NonFinite, Trainable
 
 __all__ = ["ClassifierTrainer", "ClassifierTrainingConfig", "top1_accuracy"]
 
@@ -85,7 +85,7 @@ class ClassifierTrainer:
         # Channels-last convolutions are a quarter faster on a CPU.
         self.classifier: Classifier = classifier.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = Trainable(self.classifier, training.optimizer, training.steps, processes)
-        self.step, self.losses = 0, NonFiniteLosses(stage)
+        self.step, self.nonfinite = 0, NonFinite(stage)
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """One step of cross-entropy with smoothed labels."""
@@ -97,12 +97,12 @@ class ClassifierTrainer:
         if self.training.mirror:
             mirrored_B = self.draw_mirrored(len(x_BCHW)).to(device)
             x_BCHW = torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
-        logits_BK = self.classifier(x_BCHW)
+        logits_BK = self.trained.forward(x_BCHW)
         loss = F.cross_entropy(logits_BK, batch.labels.to(device), label_smoothing=self.training.label_smoothing)
         loss.backward()
-        self.trained.optimizer_step(self.step)
+        norm = self.trained.optimizer_step(self.step)
         self.step += 1
-        return {"loss": loss.detach()}
+        return {"loss": loss.detach(), "gradient_norm": norm}
 
     def draw_mirrored(self, count: int) -> Tensor:
         """Which of this process's ``count`` images are mirrored: drawn for the batch of all processes."""

@@ -9,23 +9,25 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from overture.config import no_number, to_dict
 from overture.data.order import some_of
 from overture.data.token_files import TokenBatch, TokenFile
 from overture.errors import UsageError
 from overture.layout import Layout
+from overture.losses.cross_entropy import projected_cross_entropy
 from overture.model_files import save_model
 from overture.nn.transformer import Recompute, set_recompute
 from overture.priors.likelihood import measure_likelihood
-from overture.priors.model import PriorConfig
+from overture.priors.model import Prior, PriorConfig
 from overture.processes import Processes
 from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
-from overture.training.step import NonFiniteLosses, Precision, Trainable, autocast
+from overture.training.sharding import gathered
+from overture.training.step import NonFinite, Precision, Trainable, autocast
 
-__all__ = ["PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
+__all__ = ["EngineConfig", "PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,46 @@ class PriorTrainingConfig:
             raise UsageError(f"prior training: label_drop is {self.label_drop}, needs a probability")
 
 
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the prior's training uses its devices; no number changes, but for rounding.
+
+    Of a process's share of a batch ``micro_batch`` images go through the prior at a time, their gradients added up: the
+    same step in less memory (0: all at once). ``shard`` spreads weights, gradients and moments over the processes, for
+    priors that do not fit one device. The tokenizer takes its batch whole: the discriminator's batch norm is that of the
+    whole batch; ``tokenizer_training.recompute`` saves memory there.
+    """
+
+    micro_batch: int = no_number(0)
+    shard: bool = no_number(False)
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 0:
+            raise UsageError(f"--engine.micro-batch is {self.micro_batch}, needs >= 0 (0: all at once)")
+
+
+class _PriorPass(nn.Module):
+    """The prior's pass in training: the summed cross-entropy of a part of a batch, over the ``count`` ids of all of it."""
+
+    def __init__(self, prior: Prior, training: PriorTrainingConfig) -> None:
+        super().__init__()
+        self.prior, self.precision = prior, training.precision
+        self.hidden = torch.compile(prior.hidden) if training.compile else prior.hidden
+        self.allowed_LV = allowed_ids(prior.layout) if training.loss == "allowed" else None
+
+    def forward(self, sequence_BL: Tensor, classes_B: Tensor, count: int) -> Tensor:
+        """Sequence ids ``[B, L]`` and classes ``[B]``."""
+        with autocast(sequence_BL.device, self.precision):
+            hidden_BLD = self.hidden(self.prior.token_embedding(sequence_BL[:, :-1]), classes_B)
+        weight_VD = self.prior.head.projection.weight
+        if self.allowed_LV is None:  # no table of all logits
+            share_N = hidden_BLD.new_full((sequence_BL.numel(),), 1 / count)
+            return projected_cross_entropy(hidden_BLD.flatten(0, 1), weight_VD, sequence_BL.flatten(), share_N)[0]
+        logits_BLV = self.prior.head.project(hidden_BLD)
+        logits_BLV = logits_BLV.masked_fill(~self.allowed_LV.to(logits_BLV.device), -torch.inf)
+        return F.cross_entropy(logits_BLV.flatten(0, 1), sequence_BL.flatten(), reduction="sum") / count
+
+
 class PriorTrainer:
     """The prior in training; ``state_dict`` holds everything an exact resume needs."""
 
@@ -75,18 +117,26 @@ class PriorTrainer:
     shown: tuple[str, ...] = ("bits_per_image",)
 
     def __init__(
-        self, config: PriorConfig, training: PriorTrainingConfig, layout: Layout, *, seed: int, processes: Processes
+        self,
+        config: PriorConfig,
+        training: PriorTrainingConfig,
+        layout: Layout,
+        *,
+        seed: int,
+        processes: Processes,
+        engine: EngineConfig = EngineConfig(),
     ) -> None:
         self.config, self.training, self.seed, self.processes = config, training, seed, processes
+        self.engine = engine
         processes.seed(seed, "prior weights", 0)
         self.prior = config.build(layout).to(processes.device)
-        self.trained = Trainable(
-            self.prior, training.optimizer, training.steps, processes, ema_half_life=training.ema_half_life
-        )
         set_recompute(self.prior, training.recompute)
-        self.forward = torch.compile(self.prior) if training.compile else self.prior
-        self.allowed_LV = allowed_ids(layout).to(processes.device) if training.loss == "allowed" else None
-        self.step, self.losses = 0, NonFiniteLosses(self.stage)
+        self.trained = Trainable(
+            self.prior, training.optimizer, training.steps, processes,
+            ema_half_life=training.ema_half_life, forward=_PriorPass(self.prior, training),
+            sharded_layers=sharded_layers(self.prior) if engine.shard else None,
+        )  # fmt: skip
+        self.step, self.nonfinite = 0, NonFinite(self.stage)
 
     def train_batch(self, batch: TokenBatch) -> dict[str, Tensor]:
         """One step on local ids ``[B, T]`` and labels ``[B]``."""
@@ -96,15 +146,15 @@ class PriorTrainer:
         sequence_BL = self.prior.layout.to_sequence(batch.ids.to(device, non_blocking=True))
         classes_B = batch.labels.to(device).clone()
         classes_B[torch.rand(len(classes_B), device=device) < training.label_drop] = self.prior.unconditional
-        with autocast(device, training.precision):
-            logits_BLV = self.forward(sequence_BL, classes_B)
-        if self.allowed_LV is not None:
-            logits_BLV = logits_BLV.masked_fill(~self.allowed_LV, -torch.inf)
-        loss = F.cross_entropy(logits_BLV.flatten(0, 1).float(), sequence_BL.flatten())
-        loss.backward()
-        self.trained.optimizer_step(self.step)
+        loss = torch.zeros((), device=device)
+        parts = self.trained.micro_batches(sequence_BL, classes_B, size=self.engine.micro_batch)
+        for part_BL, part_B in parts:
+            part = self.trained.forward(part_BL, part_B, sequence_BL.numel())
+            part.backward()
+            loss += part.detach()
+        norm = self.trained.optimizer_step(self.step)
         self.step += 1
-        return {"bits_per_image": loss.detach() * sequence_BL.shape[1] / math.log(2)}
+        return {"bits_per_image": loss * sequence_BL.shape[1] / math.log(2), "gradient_norm": norm}
 
     def logged(self, values: dict[str, float]) -> dict[str, float]:
         """The loss in bits per image, and the learning rate."""
@@ -119,16 +169,31 @@ class PriorTrainer:
         self.step = state["step"]
         self.trained.load_state_dict(state, "prior")
 
-    def save(self, path: Path, metadata: dict[str, Any]) -> str:
-        """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
-        return save_prior(path, self.trained, {"step": self.step, **metadata})
+    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Write ``model.safetensors`` (raw and EMA weights), on the main process; all take part."""
+        save_prior(path, self.trained, {"step": self.step, **metadata})
+
+    def whole_prior(self) -> Prior:
+        """The prior as it is now, in one piece: itself, or a copy where it is spread over processes (all take part)."""
+        if not self.trained.sharded:
+            return self.prior
+        copy = self.config.build(self.prior.layout).to(self.processes.device)
+        copy.load_state_dict(gathered(self.prior.state_dict(), keep=True))
+        return copy
 
 
-def save_prior(path: Path, trained: Trainable, metadata: dict[str, Any]) -> str:
-    """Write a trained prior's ``model.safetensors``; returns its hash."""
+def sharded_layers(prior: Prior) -> list[nn.Module]:
+    """The parts of a prior that hold most of its weights, each called once a pass."""
+    return [part for block in prior.transformer.blocks for part in (block.attention, block.feed_forward)]  # type: ignore[misc,union-attr]
+
+
+def save_prior(path: Path, trained: Trainable, metadata: dict[str, Any]) -> None:
+    """Write a trained prior's ``model.safetensors``, on the main process; all take part."""
     prior: Any = trained.module
     about = {"config": to_dict(prior.config), "layout": prior.layout.to_dict(), **metadata}
-    return save_model(path, "prior", trained.weights(), about)
+    weights = trained.weights()
+    if trained.processes.is_main:
+        save_model(path, "prior", weights, about)
 
 
 def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure:
@@ -139,10 +204,9 @@ def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure
     def measure(step: int) -> dict[str, float]:
         if step % training.evaluate_every and step != training.steps:
             return {}
+        prior = trainer.whole_prior()
         return {
-            f"{name}_bits_per_image": float(
-                measure_likelihood(trainer.prior, file.parts(100, rows[name])).vocabulary.sum()
-            )
+            f"{name}_bits_per_image": float(measure_likelihood(prior, file.parts(100, rows[name])).vocabulary.sum())
             for name, file in files.items()
         }
 

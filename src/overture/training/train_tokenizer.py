@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from overture.config import no_number, to_dict
 from overture.data.stream import Batch
@@ -26,13 +26,15 @@ from overture.model_files import find_model, read_metadata, read_weights, save_m
 from overture.nn.transformer import Recompute, set_recompute
 from overture.processes import Processes
 from overture.tokenizers.config import TokenizerConfig
-from overture.tokenizers.tokenizer import Tokenizer
+from overture.tokenizers.tokenizer import Encoded, Tokenizer
 from overture.training.elbo import negative_elbo
-from overture.training.joint_prior import JointPriorConfig
+from overture.training.joint_prior import EncoderLoss, JointPriorConfig
 from overture.training.optim import OptimizerConfig
-from overture.training.step import NonFiniteLosses, Precision, Trainable, autocast
+from overture.training.step import NonFinite, Precision, Trainable, autocast
 
 __all__ = ["TokenizerTrainer", "TokenizerTrainingConfig", "start_from"]
+
+J = TypeVar("J")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,28 @@ class TokenizerTrainingConfig:
                 raise UsageError(f"tokenizer training: {name} is {getattr(self, name)}, needs >= 0")
 
 
+class _GeneratorPass(nn.Module):
+    """The tokenizer's forward pass in training, as one call.
+
+    Between encoder and decoder the tokens are judged: the activations of a judge and the decoder's never meet.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, training: TokenizerTrainingConfig) -> None:
+        super().__init__()
+        self.tokenizer, self.precision = tokenizer, training.precision
+        self.encode, self.reconstruct = tokenizer.encode_for_training, tokenizer.reconstruct
+        if training.compile:
+            self.encode, self.reconstruct = torch.compile(self.encode), torch.compile(self.reconstruct)
+
+    def forward(self, images: Tensor, judge: Callable[[Encoded], J]) -> tuple[Encoded, J, Tensor]:
+        """Images ``[B, C, H, W]`` to tokens, what ``judge`` says of them, and reconstructions."""
+        with autocast(images.device, self.precision):
+            encoded = self.encode(images)
+        judged = judge(encoded)
+        with autocast(images.device, self.precision):
+            return encoded, judged, self.reconstruct(encoded)
+
+
 class TokenizerTrainer:
     """All that stage 1 trains, and the two kinds of step. ``state_dict`` holds everything an exact resume needs."""
 
@@ -106,20 +130,18 @@ class TokenizerTrainer:
         self.pixels = training.reconstruction.build()
         perceptual = training.perceptual.build(perceptual_network)
         self.perceptual = None if perceptual is None else perceptual.to(device)
+        set_recompute(self.tokenizer, training.recompute)
         self.generator = Trainable(
             self.tokenizer, training.optimizer, training.steps, processes,
             parameters=trained.items(), ema_half_life=training.ema_half_life,
+            forward=_GeneratorPass(self.tokenizer, training), all_used=False,
         )  # fmt: skip
         self.discriminator = Trainable(self.adversarial, training.discriminator_optimizer, training.steps, processes)
         self.joint = None
         if training.joint is not None:
             self.joint = training.joint.build(config.layout, training.steps, processes, training.precision)
-        for module in (self.tokenizer, *([self.joint.prior] if self.joint else [])):
-            set_recompute(module, training.recompute)
-        self.encode, self.reconstruct = self.tokenizer.encode_for_training, self.tokenizer.reconstruct
-        if training.compile:
-            self.encode, self.reconstruct = torch.compile(self.encode), torch.compile(self.reconstruct)
-        self.step, self.losses = 0, NonFiniteLosses(self.stage)
+            set_recompute(self.joint.prior, training.recompute)
+        self.step, self.nonfinite = 0, NonFinite(self.stage)
 
     def train_batch(self, batch: Batch) -> dict[str, Tensor]:
         """One generator step and one discriminator step; returns every term of the losses."""
@@ -142,17 +164,19 @@ class TokenizerTrainer:
         """
         training, device = self.training, self.processes.device
         self.tokenizer.train()
-        with autocast(device, training.precision):
-            encoded = self.encode(images)
+
+        def judge_tokens(encoded: Encoded) -> EncoderLoss | None:
+            if self.joint is None or classes is None:
+                return None
+            return self.joint.encoder_loss(self.tokenizer, encoded, classes)
+
+        encoded, judged_tokens, reconstruction = self.generator.forward(images, judge_tokens)
         terms: dict[str, Tensor] = {"quantizer": encoded.quantizer_loss}
         total = training.quantizer_weight * terms["quantizer"].float()
         ends: list[tuple[Tensor, Tensor | None]] = [(total, None)]  # where the last backward pass starts, with what
-        if self.joint and classes is not None:  # before the decoder: its activations and the prior's never meet
-            likelihood, loss, embeddings, gradient = self.joint.encoder_loss(self.tokenizer, encoded, classes)
-            terms, total = {**terms, **likelihood}, total + loss
-            ends.append((embeddings, gradient))
-        with autocast(device, training.precision):
-            reconstruction = self.reconstruct(encoded)
+        if judged_tokens is not None:
+            terms, total = {**terms, **judged_tokens.terms}, total + judged_tokens.loss
+            ends.append((judged_tokens.embeddings, judged_tokens.gradient))
         # Each judge runs its backward pass at once, down to the reconstruction: its graph is gone before the next one's.
         leaf = reconstruction.detach().requires_grad_(reconstruction.requires_grad)
         for judge in self.judges(leaf, images):
@@ -165,12 +189,12 @@ class TokenizerTrainer:
             ends.append((reconstruction, leaf.grad))
         reached = [(end, gradient) for end, gradient in ends if end.requires_grad]
         torch.autograd.backward([end for end, _ in reached], [gradient for _, gradient in reached])
-        self.generator.optimizer_step(self.step)
+        norm = self.generator.optimizer_step(self.step)
         for quantizer in self.tokenizer.quantizers.values():
             if any(parameter.requires_grad for parameter in quantizer.parameters()):
                 quantizer.maintain(self.seed, self.step, self.processes)  # type: ignore[operator]
         terms = {name: term.detach() for name, term in terms.items()}
-        return {**terms, "loss": total.detach()}, encoded.ids, reconstruction.detach()
+        return {**terms, "loss": total.detach(), "gradient_norm": norm}, encoded.ids, reconstruction.detach()
 
     def judges(
         self, reconstruction: Tensor, images: Tensor
@@ -200,10 +224,10 @@ class TokenizerTrainer:
     def discriminator_step(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """The discriminator takes one step on the same images and their reconstructions."""
         with autocast(self.processes.device, self.training.precision):
-            terms = self.adversarial.discriminator_step_loss(images, reconstruction, self.step)
+            terms = self.discriminator.forward(images, reconstruction, self.step)
         terms.pop("total").backward()
-        self.discriminator.optimizer_step(self.step)
-        return {name: term.detach() for name, term in terms.items()}
+        norm = self.discriminator.optimizer_step(self.step)
+        return {**{name: term.detach() for name, term in terms.items()}, "discriminator_gradient_norm": norm}
 
     def logged(self, values: dict[str, float]) -> dict[str, float]:
         """The losses, the negative ELBO where there is a joint prior, and the learning rate."""

@@ -1,0 +1,157 @@
+"""The same global batch on one process and on several, replicated and sharded, whole and in micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from overture.data.token_files import TokenBatch
+from overture.errors import UsageError
+from overture.layout import Layout, Segment
+from overture.model_files import read_weights
+from overture.priors.model import PriorConfig
+from overture.processes import Processes
+from overture.training.checkpoint import load_state, save_state
+from overture.training.optim import OptimizerConfig
+from overture.training.train_prior import EngineConfig, PriorTrainer, PriorTrainingConfig
+
+LAYOUT = Layout((Segment("visual", (2, 5, 9, 16, 16)),))
+PRIOR = PriorConfig(dim=24, depth=2, heads=2, condition_dim=8, num_classes=3, dropout=0.0)
+TRAINING = PriorTrainingConfig(
+    steps=8,
+    batch_size=8,
+    optimizer=OptimizerConfig(1e-2, 1e-3, betas=(0.9, 0.96), weight_decay=0.03, warmup=2, flat=1, clip=1.0),
+    label_drop=0.0,
+    ema_half_life=3.0,
+    precision="float32",
+)
+ENGINES = {
+    "whole": EngineConfig(),
+    "parts": EngineConfig(micro_batch=1),
+    "sharded": EngineConfig(shard=True),
+    "sharded-parts": EngineConfig(micro_batch=2, shard=True),
+}
+
+
+def batch(step: int) -> TokenBatch:
+    """The global batch of a step."""
+    generator = torch.Generator().manual_seed(step)
+    ids = (torch.rand(8, LAYOUT.length, generator=generator) * torch.tensor(LAYOUT.sizes)).long()
+    return TokenBatch(ids, torch.arange(8) % 3, torch.arange(8))
+
+
+def trainer_of(processes: Processes, engine: EngineConfig) -> PriorTrainer:
+    return PriorTrainer(PRIOR, TRAINING, LAYOUT, seed=3, processes=processes, engine=engine)
+
+
+def steps(trainer: PriorTrainer, count: int) -> list[float]:
+    """Train, and return the losses: means over processes."""
+    losses = []
+    processes = trainer.processes
+    for _ in range(count):
+        whole = batch(trainer.step)
+        share = processes.share_out(len(whole.ids))
+        rows = slice(share.start, share.stop)
+        mine = TokenBatch(whole.ids[rows], whole.labels[rows], whole.indices[rows])
+        losses.append(float(processes.mean(trainer.train_batch(mine)["bits_per_image"])))
+    return losses
+
+
+def saved(trainer: PriorTrainer, folder: Path) -> None:
+    """The state and the model, as a run writes them; all processes take part."""
+    state = trainer.state_dict()
+    if trainer.processes.is_main:
+        save_state(folder, trainer.step, state)
+    trainer.save(folder / "prior" / "model.safetensors", {})
+    trainer.processes.barrier()
+
+
+def _process(rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    processes = Processes(rank, size)
+    for name, engine in ENGINES.items():
+        trainer = trainer_of(processes, engine)
+        losses = steps(trainer, 3)
+        bits = trainer.whole_prior()(LAYOUT.to_sequence(batch(9).ids), batch(9).labels)
+        saved(trainer, folder / name)
+        if processes.is_main:
+            torch.save({"losses": losses, "logits": bits.detach()}, folder / name / "seen.pt")
+        # One process wrote a state: these go on from it.
+        resumed = trainer_of(processes, engine)
+        resumed.load_state_dict(load_state(folder / "alone", 3))
+        steps(resumed, 2)
+        saved(resumed, folder / name)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def several(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What several processes leave, and beside it ``alone``: one process after three steps and after five."""
+    folder = tmp_path_factory.mktemp("engine")
+    trainer = trainer_of(Processes(), EngineConfig())
+    losses = steps(trainer, 3)
+    saved(trainer, folder / "alone")
+    logits = trainer.prior(LAYOUT.to_sequence(batch(9).ids), batch(9).labels).detach()
+    torch.save({"losses": losses, "logits": logits}, folder / "alone" / "seen.pt")
+    state = load_state(folder / "alone", 3)
+    steps(trainer, 2)
+    saved(trainer, folder / "alone" / "later")
+    assert state["step"] == 3
+    torch.multiprocessing.spawn(_process, (request.param, folder), nprocs=request.param)
+    return folder
+
+
+def largest(a: Any, b: Any) -> float:
+    """The largest difference of two nested states, which have to be of one form."""
+    if isinstance(a, Tensor):
+        assert a.shape == b.shape
+        return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return max((largest(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        return max((largest(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    assert a == b
+    return 0.0
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_any_number_of_processes_takes_the_steps_of_one(several: Path, name: str) -> None:
+    alone, found = (torch.load(several / which / "seen.pt") for which in ("alone", name))
+    assert found["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+    assert largest(found["logits"], alone["logits"]) < 1e-4
+    # A state that one process wrote goes on here, and what is written here is whole again.
+    assert largest(load_state(several / name, 5), load_state(several / "alone" / "later", 5)) < 1e-4
+    models = [several / which / "prior" / "model.safetensors" for which in ("alone/later", name)]
+    for weights in ("raw", "ema"):
+        first, second = (read_weights(model, weights) for model in models)
+        assert largest(dict(first), dict(second)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_several_processes_saved_goes_on_in_one(several: Path, name: str) -> None:
+    trainer = trainer_of(Processes(), EngineConfig())
+    trainer.load_state_dict(load_state(several / name, 5))
+    steps(trainer, 2)
+    whole = trainer_of(Processes(), EngineConfig(micro_batch=3))
+    whole.load_state_dict(load_state(several / "alone" / "later", 5))
+    steps(whole, 2)
+    assert largest(trainer.state_dict(), whole.state_dict()) < 1e-4
+
+
+def test_micro_batches_of_one_process() -> None:
+    whole, parts = (trainer_of(Processes(), engine) for engine in (EngineConfig(), EngineConfig(micro_batch=3)))
+    assert steps(parts, 3) == pytest.approx(steps(whole, 3), abs=1e-5)
+    assert largest(parts.state_dict(), whole.state_dict()) < 1e-5
+
+
+def test_micro_batches_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match="micro-batch is -1, needs >= 0"):
+        EngineConfig(micro_batch=-1)
