@@ -192,14 +192,24 @@ class Pipe:
         for part in classes.split(batch_size):
             yield torch.zeros(len(part), 1, 8, 8, dtype=torch.uint8)
 
-    def __call__(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, first: int, batch_size: int):
-        if first == self.stops_at:
-            raise Interrupted("stopped")
-        assert classes.tolist() == [place % 10 for place in range(first, first + len(classes))]
-        assert len(classes) <= batch_size
-        self.calls.append((seed, first, len(classes), sampling))
-        levels = torch.arange(first, first + len(classes), dtype=torch.uint8)
-        return levels[:, None, None, None].expand(-1, 1, 8, 8)
+    def sample_together(
+        self,
+        classes: torch.Tensor,
+        sampling: Sampling,
+        *,
+        processes: Processes,
+        seed: int,
+        first: int,
+        batch_size: int,
+    ):
+        for part in classes.split(batch_size):
+            if first == self.stops_at:
+                raise Interrupted("stopped")
+            assert part.tolist() == [place % 10 for place in range(first, first + len(part))]
+            self.calls.append((seed, first, len(part), sampling))
+            levels = torch.arange(first, first + len(part), dtype=torch.uint8)
+            first += len(part)
+            yield levels[:, None, None, None].expand(-1, 1, 8, 8)
 
 
 @pytest.fixture

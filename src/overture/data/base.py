@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -187,10 +188,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as the camera was held; a tag that cannot be read turns nothing."""
-    try:
-        ImageOps.exif_transpose(image, in_place=True)  # a copy of every image would cost a tenth of its decoding
-    except Exception:  # tags are read by rules of their own, and the pixels are good
-        pass
+    with contextlib.suppress(Exception):  # tags are read by rules of their own, and the pixels are good
+        ImageOps.exif_transpose(image, in_place=True)  # not a copy of every image
     return image
 
 
