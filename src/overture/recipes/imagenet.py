@@ -1,6 +1,7 @@
 """ImageNet 256 at the papers' size: the 2D and 1D baselines, and VCQ.
 
-Data: ``data/imagenet.zip/train`` and ``/val`` (one folder a class; a zip is read as it is), or set ``--data.source``.
+Data: ``data/imagenet.zip/train`` and ``/val`` (Kaggle's zip as it is, or a zip with one folder a class), or set
+``--data.source`` and ``--data.held-out`` (folders, parquet, tars: docs/own-data.md).
 The numbers are the papers' own; they have not been reproduced with this code.
 """
 

@@ -132,7 +132,16 @@ class Trainable:
 
     @staticmethod
     def _spread_moment(name: str, value: Any, parameter: Tensor) -> Any:
-        return value if name == "step" or not isinstance(value, Tensor) else spread_like(value, parameter)
+        """A moment as its parameter is: spread over processes, and in the same order in memory.
+
+        The fused step goes through both side by side, whatever their strides.
+        """
+        if name == "step" or not isinstance(value, Tensor):
+            return value
+        moment = spread_like(value, parameter)
+        if moment.shape != parameter.shape or moment.stride() == parameter.stride():
+            return moment
+        return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
     def _check_moments(self) -> None:
         """Refuse moments that are not those of the parameters: the optimizer takes anything, and fails at its next step."""
