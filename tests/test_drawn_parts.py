@@ -92,7 +92,7 @@ def test_rows_that_a_prior_is_measured_on(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(train_prior, "measure_likelihood", measured)
     training = SimpleNamespace(evaluate_every=1, steps=2, evaluate_rows=60)
-    trainer = SimpleNamespace(training=training, prior=None)
+    trainer = SimpleNamespace(training=training, whole_prior=lambda: None)
     measure = bits_of_files(trainer, {"train": TokenFile.open(tmp_path / "a.tokens")})  # type: ignore[arg-type]
     for step in (1, 2):
         measure(step)

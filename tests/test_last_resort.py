@@ -32,7 +32,12 @@ def test_out_of_memory_names_what_to_lower(error: Exception) -> None:
     said = str(as_line(error))
     assert said.startswith("out of memory (")
     assert "\n" not in said
-    for option in ("--batch-size", "--tokenizer-training.batch-size", "--prior-training.batch-size"):
+    for option in (
+        "--batch-size",
+        "--tokenizer-training.batch-size",
+        "--prior-training.batch-size",
+        "--engine.micro-batch",
+    ):
         assert option in said
 
 
@@ -168,8 +173,8 @@ def test_commands_that_do_not_share_their_work_refuse_torchrun(
         assert main([command, "x"]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        told = f"overture: {command} works in one process; start it without torchrun (with it: {', '.join(SHARED)})\n"
-        assert err == (told if rank == "0" else "")
+        told = f"{command} works in one process; start it without torchrun (with it: {', '.join(SHARED)})"
+        assert err == (f"overture: process 0 of 2: {told}\n" if rank == "0" else "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -184,6 +184,28 @@ def test_a_state_goes_on_as_if_it_had_never_been_saved() -> None:
     assert equal_states(one.state_dict("model"), other.state_dict("model"))
 
 
+def test_moments_of_channels_last_weights_go_on_in_the_order_of_the_weights() -> None:
+    """A state on disk is contiguous, and the fused step goes through memory as it lies."""
+
+    def step(trainable: Trainable, number: int) -> None:
+        trainable.module(torch.arange(96.0).view(2, 3, 4, 4) + number).square().mean().backward()
+        trainable.optimizer_step(number)
+
+    def convolution() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+
+    one, other = (Trainable(convolution(), CONFIG, 10, Processes()) for _ in range(2))
+    step(one, 0)
+    state = copy.deepcopy(one.state_dict("model"))
+    for moments in state["optimizer"]["state"].values():
+        moments |= {name: moment.contiguous() for name, moment in moments.items()}
+    other.load_state_dict(state, "model")
+    for trainable in (one, other):
+        step(trainable, 1)
+    assert equal_states(one.state_dict("model"), other.state_dict("model"))
+
+
 # -- the generator's step -----------------------------------------------------------------------------------------------
 
 

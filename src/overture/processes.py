@@ -1,4 +1,4 @@
-"""One process or many: the only place that knows ``torch.distributed``.
+"""One process or many: with ``training/sharding.py`` the only place that knows ``torch.distributed``.
 
 Launched by ``torchrun``, a process joins a group (nccl on accelerators, gloo on CPUs); launched by hand it is alone.
 ``Processes()`` is one process alone, also inside a group: what gets it works by itself, whatever the others do.
