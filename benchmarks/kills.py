@@ -66,7 +66,7 @@ class Work:
     @property
     def root(self) -> Path:
         """Where the present run lies; the first is the one that nobody touches."""
-        return self.folder / f"{self.name}-{self.runs}"
+        return self.folder / f"{self.name}.{self.runs}"
 
     @property
     def log(self) -> Path:
@@ -156,7 +156,7 @@ def shuffled(draw: random.Random) -> Iterator[str]:
 
 def compare(work: Work) -> None:
     """Compare a run that has ended with the one in peace; the next begins in a place of its own."""
-    found = differences(work.folder / f"{work.name}-0", work.root)
+    found = differences(work.folder / f"{work.name}.0", work.root)
     if found:  # it stays there to be looked at
         work.blame(f"{len(found)} differences in {work.root}: {'; '.join(found[:12])}")
     else:

@@ -10,15 +10,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from overture.data.stream import Batch
 from overture.data.token_files import TokenBatch
 from overture.errors import UsageError
 from overture.layout import Layout, Segment
+from overture.losses.perceptual import NoPerceptual
 from overture.model_files import read_weights
 from overture.priors.model import PriorConfig
 from overture.processes import Processes
+from overture.recipes import recipe_configs
 from overture.training.checkpoint import load_state, save_state
 from overture.training.optim import OptimizerConfig
 from overture.training.train_prior import EngineConfig, PriorTrainer, PriorTrainingConfig
+from overture.training.train_tokenizer import TokenizerTrainer
 
 LAYOUT = Layout((Segment("visual", (2, 5, 9, 16, 16)),))
 PRIOR = PriorConfig(dim=24, depth=2, heads=2, condition_dim=8, num_classes=3, dropout=0.0)
@@ -26,7 +30,7 @@ TRAINING = PriorTrainingConfig(
     steps=8,
     batch_size=8,
     optimizer=OptimizerConfig(1e-2, 1e-3, betas=(0.9, 0.96), weight_decay=0.03, warmup=2, flat=1, clip=1.0),
-    label_drop=0.0,
+    label_drop=0.4,
     ema_half_life=3.0,
     precision="float32",
 )
@@ -71,10 +75,33 @@ def saved(trainer: PriorTrainer, folder: Path) -> None:
     trainer.processes.barrier()
 
 
+def joint_steps(processes: Processes) -> dict[str, Any]:
+    """The state of a Prologue's tokenizer, discriminator and joint prior after four steps; inputs are dropped."""
+    config = recipe_configs("prologue-fashion-mnist", tiny=True)[1].resolve(10)
+    rates: dict[str, Any] = {}
+    for part in ("optimizer", "discriminator_optimizer", "joint.optimizer"):  # the papers' rate
+        rates |= {f"{part}.warmup": 0, f"{part}.learning_rate": 1e-4, f"{part}.learning_rate_min": 1e-5}
+    changes = {"perceptual": NoPerceptual(), "adversarial.start": 1, "joint.label_drop": 0.5, **rates}
+    config = config.changed({f"tokenizer_training.{name}": value for name, value in changes.items()})
+    assert config.tokenizer_training.joint is not None
+    assert config.tokenizer_training.joint.input_dropout == 0.5
+    trainer = TokenizerTrainer(config.tokenizer, config.tokenizer_training, seed=2, processes=processes)
+    for step in range(4):
+        pixels = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(step)) * 255
+        share = processes.share_out(8)
+        rows = slice(share.start, share.stop)
+        indices = torch.arange(8)[rows]
+        trainer.train_batch(Batch(pixels.byte()[rows], indices % 10, indices))
+    return trainer.state_dict()
+
+
 def _process(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     processes = Processes(rank, size)
+    joint = joint_steps(processes)
+    if processes.is_main:
+        torch.save(joint, folder / "joint.pt")
     for name, engine in ENGINES.items():
         trainer = trainer_of(processes, engine)
         losses = steps(trainer, 3)
@@ -135,6 +162,14 @@ def test_any_number_of_processes_takes_the_steps_of_one(several: Path, name: str
         assert largest(dict(first), dict(second)) < 1e-4
 
 
+def test_a_tokenizer_with_a_joint_prior_and_an_adversary(several: Path) -> None:
+    """Which images lose their inputs or labels does not hang on how many processes there are."""
+    alone, found = joint_steps(Processes()), torch.load(several / "joint.pt")
+    for part in ("tokenizer", "adversarial"):
+        assert largest(dict(found[part]), dict(alone[part])) < 1e-4
+    assert largest(dict(found["joint"]["prior"]), dict(alone["joint"]["prior"])) < 1e-4
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_what_several_processes_saved_goes_on_in_one(several: Path, name: str) -> None:
     trainer = trainer_of(Processes(), EngineConfig())
@@ -144,6 +179,22 @@ def test_what_several_processes_saved_goes_on_in_one(several: Path, name: str) -
     whole.load_state_dict(load_state(several / "alone" / "later", 5))
     steps(whole, 2)
     assert largest(trainer.state_dict(), whole.state_dict()) < 1e-4
+
+
+def test_draws_are_those_of_the_whole_batch() -> None:
+    alone = Processes()
+    alone.seed(3, "prior", 7)
+    first, second = alone.uniform(12), alone.uniform(12)
+    assert not torch.equal(first, second)
+    for size in (2, 3, 4):
+        parts: list[list[Tensor]] = [[], []]
+        for rank in range(size):
+            one = Processes(rank, size)
+            one.seed(3, "prior", 7)
+            for part in parts:
+                part.append(one.uniform(12 // size))
+        assert torch.equal(torch.cat(parts[0]), first)
+        assert torch.equal(torch.cat(parts[1]), second)
 
 
 def test_micro_batches_of_one_process() -> None:

@@ -101,6 +101,16 @@ def test_classes_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (run / "classes.json").unlink()
 
 
+@pytest.mark.parametrize("odd", [["a/b", "a-b", "c"], ["a", "..", "c"], ["a", ".b", "c"], ["a", "", "c"]])
+def test_names_that_are_no_folders_of_their_own_are_numbered(tmp_path: Path, odd: list[str]) -> None:
+    """Pictures of two classes do not fall together, and none lie elsewhere or hidden."""
+    save_folder(iter([torch.zeros(3, 1, 4, 4, dtype=torch.uint8)]), [2, 1, 0], odd, tmp_path / "deep" / "out")
+    source = open_source(str(tmp_path / "deep" / "out"))
+    assert source.classes == tuple(f"{number} {name.replace('/', '-')}" for number, name in enumerate(odd))
+    assert [Path(source.path(index)).name for index in range(3)] == ["000002.png", "000001.png", "000000.png"]
+    assert len(files(tmp_path)) == 3
+
+
 class Watched:
     """Batches of images that count how many of them are alive."""
 

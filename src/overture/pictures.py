@@ -116,10 +116,19 @@ def save_folder(batches: Iterable[Tensor], labels: Sequence[int], names: Sequenc
     """Write one PNG an image, ``CLASS/NUMBER.png``, with the class by its name in ``names``."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is not empty; old pictures would be counted among the new ones")
-    number = 0
+    number, places = 0, _folder_names(names)
     for batch in batches:
         for image in batch:
-            place = folder / names[labels[number]].replace("/", "-")
+            place = folder / places[labels[number]]
             with replacing(place / f"{number:06d}.png") as temporary:
                 picture_grid(image[None], 1, gap=0).save(temporary, format="PNG")
             number += 1
+
+
+def _folder_names(names: Sequence[str]) -> list[str]:
+    """Of classes. Where one would lead elsewhere, be hidden or stand for two classes, all are numbered."""
+    plain = [name.replace("/", "-") for name in names]
+    if len(set(plain)) == len(plain) and all(name and not name.startswith(".") for name in plain):
+        return plain
+    width = len(str(len(plain) - 1))
+    return [f"{number:0{width}d} {name}" for number, name in enumerate(plain)]

@@ -198,5 +198,7 @@ def _check_classes(class_ids: Sequence[int] | Tensor, prior: Prior) -> Tensor:
 
 
 def balanced_classes(samples: int, num_classes: int) -> Tensor:
-    """Every class equally often (to within one), in turn."""
+    """Every class equally often (to within one), in turn; of more classes than samples some from all over."""
+    if samples < num_classes:
+        return torch.arange(samples) * num_classes // samples
     return torch.arange(samples) % num_classes

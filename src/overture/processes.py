@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ class Processes:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    _shared: torch.Generator = field(default_factory=torch.Generator, repr=False, compare=False)
 
     @classmethod
     def join(cls, device: str = "auto") -> Processes:
@@ -138,18 +139,32 @@ class Processes:
         return tuple(bool(count) for count in raised.tolist())
 
     def seed(self, seed: int, stage: str, step: int) -> None:
-        """Make torch's random numbers a function of (seed, stage, step, rank): dropout, label drop, fresh weights.
+        """Make torch's random numbers a function of (seed, stage, step, rank): dropout, fresh weights; and those of
+        :meth:`uniform` one of (seed, stage, step).
 
         Random states then need not be saved for an exact resume.
         """
-        key = f"{seed} {stage} {step} {self.rank}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)
+        torch.manual_seed(_hashed(f"{seed} {stage} {step} {self.rank}"))
+        self._shared.manual_seed(_hashed(f"{seed} {stage} {step}"))
+
+    def uniform(self, rows: int) -> Tensor:
+        """A number in [0, 1) for each of this process's ``rows`` of a batch, on its device.
+
+        They are drawn for the batch of all processes, who hold equal shares: a row's number does not hang on how many
+        processes there are.
+        """
+        drawn = torch.rand(rows * self.size, generator=self._shared)
+        return drawn[self.rank * rows : (self.rank + 1) * rows].to(self.device)
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
     def in_turns(self, work: Callable[[P], None], pieces: Sequence[P]) -> None:
         """``work`` on every piece: processes take turns, and so do the threads of each."""
         on_threads(work, pieces[self.rank :: self.size])
+
+
+def _hashed(words: str) -> int:
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class _AllSum(torch.autograd.Function):

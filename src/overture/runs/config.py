@@ -58,7 +58,7 @@ class EvaluationConfig:
     unguided_temperature: float | str | None = None
     top_k: int = 0
     top_p: float = 1.0
-    shown_per_class: int = 8
+    shown_per_class: int = no_number(8)
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

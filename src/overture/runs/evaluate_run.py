@@ -256,8 +256,9 @@ def measure_generation(
     # The floor of every metric: what images score that were never generated.
     name = f"{data.held_out.name}, held-out images"
     reconstruction = run.read_results().reconstruction
-    # As many as could be read: corrupt ones are left out. Where that is not known there is no Inception Score of them.
-    total = reconstruction["quality"]["images"] if reconstruction else None
+    # As many as can be read: corrupt ones are left out. They are counted again where reconstruction failed: nobody measures
+    # this a second time once it is recorded, so it may hold no less than it would otherwise.
+    total = reconstruction["quality"]["images"] if reconstruction else sum(map(len, held_out_images(config, data)))
     real = measure_batches(name, judge, held_out_images(config, data), total=total, keep_features=keep, processes=where)
     about = Conditions(image_size=config.data.image_size, **CENTRE_CROP)
     out["held_out"] = evaluate(real, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()

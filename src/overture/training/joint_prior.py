@@ -82,6 +82,7 @@ class JointPrior:
         self, config: JointPriorConfig, layout: Layout, steps: int, processes: Processes, precision: Precision
     ) -> None:
         self.config, self.layout, self.device, self.precision = config, layout, processes.device, precision
+        self.processes = processes
         self.prior: Prior = config.prior.build(layout).to(self.device)
         self.fillers = input_fillers(layout).to(self.device)
         self.trained = Trainable(
@@ -132,11 +133,11 @@ class JointPrior:
 
     def draw_dropped(self, batch: int) -> Tensor:
         """Which images of the batch lose their inputs after a separator."""
-        return torch.rand(batch, device=self.device) < self.config.input_dropout
+        return self.processes.uniform(batch) < self.config.input_dropout
 
     def draw_classes(self, labels: Tensor) -> Tensor:
         """Labels, or "unconditional" with probability ``label_drop``."""
-        kept = torch.rand(len(labels), device=labels.device) >= self.config.label_drop
+        kept = self.processes.uniform(len(labels)) >= self.config.label_drop
         return torch.where(kept, labels, self.prior.unconditional)
 
     def train_step(self, ids: Tensor, classes: Tensor, step: int) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ class PriorTrainer:
         self.prior.train()
         sequence_BL = self.prior.layout.to_sequence(batch.ids.to(device, non_blocking=True))
         classes_B = batch.labels.to(device).clone()
-        classes_B[torch.rand(len(classes_B), device=device) < training.label_drop] = self.prior.unconditional
+        classes_B[self.processes.uniform(len(classes_B)) < training.label_drop] = self.prior.unconditional
         loss = torch.zeros((), device=device)
         parts = self.trained.micro_batches(sequence_BL, classes_B, size=self.engine.micro_batch)
         for part_BL, part_B in parts:
