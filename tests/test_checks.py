@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from PIL import Image
 from overture.data.stream import DataConfig
 from overture.errors import OvertureError, UsageError
 from overture.processes import Processes
-from overture.progress import SilentProgress
+from overture.progress import Interrupted, SilentProgress
 from overture.recipes import recipe_configs
 from overture.runs import stages
 from overture.runs.checks import check_run, check_weights, look_at, needed_networks
 from overture.runs.config import RunConfig
+from overture.runs.directory import RunDirectory
+from overture.runs.stages import execute
 from overture.runs.worker import Task, run_task
 
 TINY = recipe_configs("quickstart", tiny=True)[1]
@@ -192,3 +195,25 @@ def test_schedules_follow_the_steps_in_proportion() -> None:
     told = base.changed({"tokenizer_training.steps": 100, "tokenizer_training.optimizer.warmup": 100})
     assert (told.tokenizer_training.optimizer.warmup, told.tokenizer_training.optimizer.flat) == (100, 50)
     assert base.changed({"seed": 1}) == replace(base, seed=1)
+
+
+def test_what_auto_became_is_said_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overture.runs.stages.chosen_precision", lambda precision, device: "float32")
+    config = recipe_configs("quickstart", tiny=True)[0].changed({"tokenizer_training.precision": "auto"})
+    said: list[str] = []
+
+    class Told(SilentProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    monkeypatch.setattr("overture.runs.stages.train_network", stop)
+    with pytest.raises(Interrupted):
+        execute(config, RunDirectory(tmp_path / "run"), Told(), Processes())
+    assert "--tokenizer-training.precision auto: float32 on this hardware" in said
+    assert not any("prior-training" in line for line in said)
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["tokenizer_training"]["precision"] == "float32"
+
+
+def stop(*_: object) -> None:
+    raise Interrupted("enough")

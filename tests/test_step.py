@@ -30,7 +30,7 @@ from overture.training.checkpoint import latest_step
 from overture.training.joint_prior import JointPrior
 from overture.training.loop import Checkpointer, train
 from overture.training.optim import OptimizerConfig
-from overture.training.step import PATIENCE, NonFinite, Precision, Trainable
+from overture.training.step import PATIENCE, NonFinite, Precision, Trainable, autocast, chosen_precision
 from overture.training.train_tokenizer import TokenizerTrainer
 from test_joint import encoder_terms
 from test_training import equal_states
@@ -375,6 +375,17 @@ class Recorded(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         ctx.seen["backward"] = torch.is_autocast_enabled("cpu")
         return gradient, None
+
+
+def test_auto_is_bfloat16_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    for has, meant in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has=has: has)
+        assert chosen_precision("auto", cpu) == meant
+        assert autocast(cpu, "auto")._enabled == has
+    assert chosen_precision("bfloat16", cpu) == "bfloat16"  # who asks for it gets it
+    assert chosen_precision("auto", torch.device("meta")) == "float32"
 
 
 @pytest.mark.parametrize(("precision", "low"), [("bfloat16", True), ("float32", False)])

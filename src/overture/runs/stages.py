@@ -10,7 +10,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from overture.config import differences, from_dict, to_dict
+import torch
+
+from overture.config import differences, from_dict, option, to_dict
 from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.token_files import TokenFile, TokenStream
@@ -33,6 +35,7 @@ from overture.runs.evaluate_run import (
 )
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
 from overture.training.loop import train
+from overture.training.step import chosen_precision
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
 from overture.training.train_prior import PriorTrainer, bits_of_files, save_prior
 from overture.training.train_tokenizer import TokenizerTrainer
@@ -50,8 +53,8 @@ def execute(
 
     Raises :class:`Interrupted` when the user asked to stop, after saving.
     """
-    data = config.data.build()
-    config = config.resolve(data.num_classes)
+    data, given = config.data.build(), config
+    config = with_precision(config.resolve(data.num_classes), processes.device)
     check_run(config, processes, until)
     if not run.tokenizer_model.exists():
         check_weights(config)
@@ -59,7 +62,7 @@ def execute(
         notes = look_at(data, config.data)
         run.write_or_check_config(config)
         run.write_or_check_data(data)
-        for note in notes:
+        for note in [*notes, *precision_notes(given, config)]:
             progress.say(note)
     else:
         progress = SilentProgress()
@@ -82,6 +85,26 @@ def execute(
         evaluate_run(config, data, run, progress, processes.device)
     processes.barrier()
     return config
+
+
+def precision_notes(given: RunConfig, chosen: RunConfig) -> list[str]:
+    """What ``auto`` has become, for the log."""
+    stages = ("tokenizer_training", "prior_training")
+    return [
+        f"{option(f'{stage}.precision')} auto: {getattr(chosen, stage).precision} on this hardware"
+        for stage in stages
+        if getattr(given, stage).precision == "auto"
+    ]
+
+
+def with_precision(config: RunConfig, device: torch.device) -> RunConfig:
+    """The config with number types in place of ``auto``: what a number was made with has to be in its record."""
+    tokenizer, prior = config.tokenizer_training, config.prior_training
+    return dataclasses.replace(
+        config,
+        tokenizer_training=dataclasses.replace(tokenizer, precision=chosen_precision(tokenizer.precision, device)),
+        prior_training=dataclasses.replace(prior, precision=chosen_precision(prior.precision, device)),
+    )
 
 
 def train_network(

@@ -15,14 +15,25 @@ from overture.training.ema import EMA
 from overture.training.optim import OptimizerConfig, set_learning_rate
 from overture.training.sharding import gathered, shard, spread_like
 
-__all__ = ["NonFinite", "Precision", "Trainable", "autocast"]
+__all__ = ["NonFinite", "Precision", "Trainable", "autocast", "chosen_precision"]
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]
+"""The number type of matrix products; ``auto`` is :func:`chosen_precision`."""
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """bf16 where asked for; float32 otherwise."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen_precision(precision, device) == "bfloat16")
+
+
+def chosen_precision(precision: Precision, device: torch.device) -> Precision:
+    """What ``auto`` means on a device: bfloat16 where it has such arithmetic, float32 where that would be slower."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    kinds = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device.type == "cpu" else ()
+    return "bfloat16" if any(getattr(torch.cpu, kind, lambda: False)() for kind in kinds) else "float32"
 
 
 class Trainable:
