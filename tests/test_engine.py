@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,9 @@ def _process(rank: int, size: int, folder: Path) -> None:
         resumed.load_state_dict(load_state(folder / "alone", 3))
         steps(resumed, 2)
         saved(resumed, folder / name)
+    del trainer, resumed  # and what they hold of the group, while all are still there
+    gc.collect()
+    processes.barrier()
     dist.destroy_process_group()
 
 
