@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +115,7 @@ def _process(rank: int, size: int, folder: Path) -> None:
         steps(resumed, 2)
         saved(resumed, folder / name)
     del trainer, resumed  # and what they hold of the group, while all are still there
-    gc.collect()
-    processes.barrier()
-    dist.destroy_process_group()
+    processes.leave()
 
 
 @pytest.fixture(scope="module", params=[2, 4])

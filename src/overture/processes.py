@@ -7,6 +7,7 @@ Launched by ``torchrun``, a process joins a group (nccl on accelerators, gloo on
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import os
 import signal
@@ -69,6 +70,16 @@ class Processes:
         """Wait for everyone."""
         if self.size > 1:
             dist.barrier()
+
+    def leave(self) -> None:
+        """Take the group apart, all together, when nothing holds on to it any more.
+
+        Left to the end of the interpreter, its threads may be torn down while they run, which ends in an abort.
+        """
+        if self.size > 1:
+            gc.collect()
+            dist.barrier()
+            dist.destroy_process_group()
 
     def share_out(self, count: int, block: int = 1) -> range:
         """The run of ``range(count)`` that is this process's; the runs follow each other and cover it.

@@ -86,6 +86,7 @@ def _run_here(tasks: Sequence[Task], device: str) -> bool:
             run_task(task, progress, processes)
         finally:
             progress.finish()  # an error is told below the bar, not above it
+    processes.leave()
     return processes.is_main
 
 
