@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from killing.same_run import differences
-from killing.striking import KINDS, PATIENCE, end_all, family, send, strike
+from killing.striking import KINDS, PATIENCE, end_all, family, seen, send, strike
 from killing.tiny_runs import RECIPES, draw_images, run_words
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -92,7 +92,7 @@ class Work:
 
     def stage(self) -> str:
         """How far the run is."""
-        return next((name for name, pattern in STAGES.items() if any(self.root.rglob(pattern))), "start")
+        return next((name for name, pattern in STAGES.items() if seen(self.root, pattern)), "start")
 
 
 def in_peace(work: Work) -> None:
@@ -107,10 +107,15 @@ def in_peace(work: Work) -> None:
     print(f"{work.name}: {work.seconds:.0f} s and {work.touches} touches in peace", flush=True)
 
 
+def _steps(root: Path) -> list[Path]:
+    """States of the tokenizer's stage; not looked for in every folder, since some vanish while one looks."""
+    return [*root.glob("tokenizer/step-*"), *root.glob("*/tokenizer/step-*")]
+
+
 def second_command(work: Work) -> None:
     """While a run is held in its middle the same command is refused in one line; then the run goes on to its end."""
     command = work.start()
-    while not any(work.root.rglob("tokenizer/step-*")) and command.poll() is None:
+    while not _steps(work.root) and command.poll() is None:
         time.sleep(0.01)
     held = family(command.pid)
     send(held, signal.SIGSTOP)

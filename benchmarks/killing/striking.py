@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-__all__ = ["KINDS", "PATIENCE", "end_all", "family", "send", "strike"]
+__all__ = ["KINDS", "PATIENCE", "end_all", "family", "seen", "send", "strike"]
 
 POLITE = {"term": signal.SIGTERM, "int": signal.SIGINT}
 KINDS = ("all", "save", "touch", "one", "term", "int", "group term", "group int")
@@ -19,13 +19,21 @@ PATIENCE = 30.0
 """Seconds in which processes have to end that were asked to, or whose companion died."""
 
 
+def seen(root: Path, pattern: str) -> bool:
+    """Whether a path below ``root`` matches; folders may vanish while one looks."""
+    try:
+        return any(root.rglob(pattern))
+    except FileNotFoundError:
+        return False
+
+
 def strike(command: subprocess.Popen[bytes], kind: str, seconds: float, root: Path, draw: random.Random) -> list[int]:
     """Kill a command in one of the ways after some seconds; returns its processes, none if it had ended before."""
     if kind == "touch":  # it does so by itself
         return [command.pid] if command.wait() else []
     with contextlib.suppress(subprocess.TimeoutExpired):
         command.wait(seconds)
-    while kind == "save" and command.poll() is None and not any(root.rglob(".*.partial")):
+    while kind == "save" and command.poll() is None and not seen(root, ".*.partial"):
         pass
     if command.poll() is not None:
         return []
