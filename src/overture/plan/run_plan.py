@@ -20,12 +20,12 @@ from overture.data.stream import crops_per_row
 from overture.data.token_files import TokenHeader
 from overture.errors import UsageError
 from overture.layout import Layout
-from overture.losses.cross_entropy import projected_cross_entropy
 from overture.losses.perceptual import ConvNextConfig, DomainConfig, LpipsConfig
 from overture.plan.cost_counter import Cost, CostCounter, parameters
 from overture.priors.guidance import Guidance
 from overture.priors.model import PriorConfig
 from overture.runs.config import RunConfig
+from overture.training.prior_pass import sequence_loss
 from overture.training.step import Precision, autocast
 
 __all__ = ["Images", "count_images", "make_plan", "sampling_flops"]
@@ -196,8 +196,7 @@ def _blockwise_loss(model: Any, batch: int) -> Tensor:
     """The same as training computes it over the whole vocabulary: all logits are never held."""
     sequence_BL = torch.zeros(batch, model.layout.sequence_length, dtype=torch.long)
     hidden_BLD = model.hidden(model.token_embedding(sequence_BL[:, :-1]), sequence_BL[:, 0])
-    weight_VD, share_N = model.head.projection.weight, torch.zeros(sequence_BL.numel())
-    return projected_cross_entropy(hidden_BLD.flatten(0, 1), weight_VD, sequence_BL.flatten(), share_N)[0]
+    return sequence_loss(model, hidden_BLD, sequence_BL, torch.zeros(sequence_BL.shape[1]))[0]
 
 
 def _perceptual(config: RunConfig, counter: CostCounter) -> Cost:

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from overture.errors import UsageError
 from overture.layout import Layout
-from overture.losses.cross_entropy import projected_cross_entropy
 from overture.priors.model import Prior, PriorConfig
 from overture.processes import Processes
 from overture.tokenizers.tokenizer import Encoded, Tokenizer
 from overture.training.optim import OptimizerConfig
+from overture.training.prior_pass import PriorPass, sequence_loss
 from overture.training.step import Precision, Trainable, autocast
 
 __all__ = ["JointPrior", "JointPriorConfig"]
@@ -87,7 +87,7 @@ class JointPrior:
         self.fillers = input_fillers(layout).to(self.device)
         self.trained = Trainable(
             self.prior, config.optimizer, steps, processes,
-            ema_half_life=config.ema_half_life, forward=_PriorPass(self.prior, precision),
+            ema_half_life=config.ema_half_life, forward=PriorPass(self.prior, precision),
         )  # fmt: skip
         self.prior.requires_grad_(False)  # frozen but for its own step
 
@@ -101,8 +101,11 @@ class JointPrior:
         with autocast(self.device, self.precision):
             embeddings_BLD = self.embeddings(tokenizer, encoded, self.draw_dropped(len(encoded.ids)))
             leaf_BLD = embeddings_BLD.detach().requires_grad_(embeddings_BLD.requires_grad)
-            weights = self.weights(tokenizer)
-            losses_BL, loss = prior_loss(self.prior, leaf_BLD, self.layout.to_sequence(encoded.ids), classes, weights)
+            hidden_BLD = self.prior.hidden(leaf_BLD[:, :-1], classes)
+            weights, sequence_BL = self.weights(tokenizer), self.layout.to_sequence(encoded.ids)
+            shares = [weights[name] / sequence_BL.numel() for name in position_terms(self.layout)]
+            share_L = torch.tensor(shares, device=self.device)
+            loss, losses_BL = sequence_loss(self.prior, hidden_BLD, sequence_BL, share_L)
         if loss.requires_grad:
             loss.backward()
         return EncoderLoss(sum_by_term(losses_BL, self.layout), loss.detach(), embeddings_BLD, leaf_BLD.grad)
@@ -146,7 +149,7 @@ class JointPrior:
         sequence_BL = self.layout.to_sequence(ids)
         replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
         inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
-        loss = self.trained.forward(inputs_BL, sequence_BL, classes)
+        loss = self.trained.forward(inputs_BL, sequence_BL, classes, sequence_BL.numel())
         loss.backward()
         norm = self.trained.optimizer_step(step)
         self.prior.requires_grad_(False)
@@ -159,37 +162,6 @@ class JointPrior:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.trained.load_state_dict(state, "prior")
-
-
-class _PriorPass(nn.Module):
-    """The prior's pass in its own step: the mean cross-entropy of a batch of sequences, given what it sees of them."""
-
-    def __init__(self, prior: Prior, precision: Precision) -> None:
-        super().__init__()
-        self.prior, self.precision = prior, precision
-
-    def forward(self, inputs_BL: Tensor, sequence_BL: Tensor, classes: Tensor) -> Tensor:
-        """Sequence ids that are seen and that are to be told, ``[B, L]``, and classes ``[B]``."""
-        everything = dict.fromkeys(position_terms(self.prior.layout), 1.0)
-        with autocast(sequence_BL.device, self.precision):
-            embeddings_BLD = self.prior.token_embedding(inputs_BL)
-            return prior_loss(self.prior, embeddings_BLD, sequence_BL, classes, everything)[1]
-
-
-def prior_loss(
-    prior: Prior, embeddings_BLD: Tensor, sequence_BL: Tensor, classes: Tensor, weights: dict[str, float]
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropies ``[B, L]`` (values), and their mean under ``weights``, from input embeddings of all positions.
-
-    The last position is not an input. There is no table of all logits.
-    """
-    hidden_BLD = prior.hidden(embeddings_BLD[:, :-1], classes)
-    shares = [weights[name] / sequence_BL.numel() for name in position_terms(prior.layout)]
-    share_N = torch.tensor(shares * len(sequence_BL), device=hidden_BLD.device)
-    loss, losses_N = projected_cross_entropy(
-        hidden_BLD.flatten(0, 1), prior.head.projection.weight, sequence_BL.flatten(), share_N
-    )
-    return losses_N.view_as(sequence_BL), loss
 
 
 def sum_by_term(losses_BL: Tensor, layout: Layout) -> dict[str, Tensor]:

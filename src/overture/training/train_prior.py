@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.config import no_number, to_dict
@@ -16,7 +15,6 @@ from overture.data.order import some_of
 from overture.data.token_files import TokenBatch, TokenFile
 from overture.errors import UsageError
 from overture.layout import Layout
-from overture.losses.cross_entropy import projected_cross_entropy
 from overture.model_files import save_model
 from overture.nn.transformer import Recompute, set_recompute
 from overture.priors.likelihood import measure_likelihood
@@ -24,8 +22,9 @@ from overture.priors.model import Prior, PriorConfig
 from overture.processes import Processes
 from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
+from overture.training.prior_pass import PriorPass
 from overture.training.sharding import gathered
-from overture.training.step import NonFinite, Precision, Trainable, autocast
+from overture.training.step import NonFinite, Precision, Trainable
 
 __all__ = ["EngineConfig", "PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
 
@@ -88,28 +87,6 @@ class EngineConfig:
             raise UsageError(f"--engine.micro-batch is {self.micro_batch}, needs >= 0 (0: all at once)")
 
 
-class _PriorPass(nn.Module):
-    """The prior's pass in training: the summed cross-entropy of a part of a batch, over the ``count`` ids of all of it."""
-
-    def __init__(self, prior: Prior, training: PriorTrainingConfig) -> None:
-        super().__init__()
-        self.prior, self.precision = prior, training.precision
-        self.hidden = torch.compile(prior.hidden) if training.compile else prior.hidden
-        self.allowed_LV = allowed_ids(prior.layout) if training.loss == "allowed" else None
-
-    def forward(self, sequence_BL: Tensor, classes_B: Tensor, count: int) -> Tensor:
-        """Sequence ids ``[B, L]`` and classes ``[B]``."""
-        with autocast(sequence_BL.device, self.precision):
-            hidden_BLD = self.hidden(self.prior.token_embedding(sequence_BL[:, :-1]), classes_B)
-        weight_VD = self.prior.head.projection.weight
-        if self.allowed_LV is None:  # no table of all logits
-            share_N = hidden_BLD.new_full((sequence_BL.numel(),), 1 / count)
-            return projected_cross_entropy(hidden_BLD.flatten(0, 1), weight_VD, sequence_BL.flatten(), share_N)[0]
-        logits_BLV = self.prior.head.project(hidden_BLD)
-        logits_BLV = logits_BLV.masked_fill(~self.allowed_LV.to(logits_BLV.device), -torch.inf)
-        return F.cross_entropy(logits_BLV.flatten(0, 1), sequence_BL.flatten(), reduction="sum") / count
-
-
 class PriorTrainer:
     """The prior in training; ``state_dict`` holds everything an exact resume needs."""
 
@@ -133,7 +110,10 @@ class PriorTrainer:
         set_recompute(self.prior, training.recompute)
         self.trained = Trainable(
             self.prior, training.optimizer, training.steps, processes,
-            ema_half_life=training.ema_half_life, forward=_PriorPass(self.prior, training),
+            ema_half_life=training.ema_half_life,
+            forward=PriorPass(
+                self.prior, training.precision, allowed=training.loss == "allowed", compiled=training.compile
+            ),
             sharded_layers=sharded_layers(self.prior) if engine.shard else None,
         )  # fmt: skip
         self.step, self.nonfinite = 0, NonFinite(self.stage)
@@ -149,7 +129,7 @@ class PriorTrainer:
         loss = torch.zeros((), device=device)
         parts = self.trained.micro_batches(sequence_BL, classes_B, size=self.engine.micro_batch)
         for part_BL, part_B in parts:
-            part = self.trained.forward(part_BL, part_B, sequence_BL.numel())
+            part = self.trained.forward(part_BL, part_BL, part_B, sequence_BL.numel())
             part.backward()
             loss += part.detach()
         norm = self.trained.optimizer_step(self.step)
@@ -211,9 +191,3 @@ def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure
         }
 
     return measure
-
-
-def allowed_ids(layout: Layout) -> Tensor:
-    """Which ids each sequence position may hold: ``[L, V]`` bool."""
-    ids = torch.arange(layout.vocabulary_size)
-    return torch.stack([(ids >= position.low) & (ids < position.high) for position in layout.positions])
