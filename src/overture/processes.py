@@ -101,7 +101,7 @@ class Processes:
     def replicate(self, module: nn.Module, *, all_used: bool = True) -> nn.Module:
         """The module as it is called in training: its gradients become their means over all processes in the backward pass.
 
-        Torch's ``DistributedDataParallel``; in one process the module itself. With ``all_used`` every trained parameter
+        All begin with the main process's weights. Torch's ``DistributedDataParallel``; in one process the module itself. With ``all_used`` every trained parameter
         has a part in every pass.
         """
         if self.size == 1:

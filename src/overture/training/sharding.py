@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 from overture.processes import Processes
 
-__all__ = ["gathered", "shard", "spread_like"]
+__all__ = ["gathered", "shard", "spread_as", "spread_like"]
 
 
 def shard(module: nn.Module, layers: Iterable[nn.Module], processes: Processes) -> nn.Module:
-    """Spread the parameters of ``module``, in place; each of ``layers`` is put together by itself, the rest at once.
+    """Spread the main process's parameters of ``module``, in place; each of ``layers`` is put together by itself, the rest
+    at once.
 
     Gradients become means over processes in the backward pass, each process keeping its part.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    processes.share(module)
     mesh = init_device_mesh(processes.device.type, (processes.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
@@ -52,6 +54,11 @@ def spread_like(whole: Tensor, like: Tensor) -> Tensor:
 
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
     return distribute_tensor(whole.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def spread_as(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors, each spread as its namesake in ``own`` is."""
+    return {name: spread_like(value, own.get(name, value)) for name, value in state.items()}
 
 
 def _is_spread(tensor: Tensor) -> bool:

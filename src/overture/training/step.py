@@ -13,7 +13,7 @@ from overture.errors import OvertureError
 from overture.processes import Processes
 from overture.training.ema import EMA
 from overture.training.optim import OptimizerConfig, set_learning_rate
-from overture.training.sharding import gathered, shard, spread_like
+from overture.training.sharding import gathered, shard, spread_as, spread_like
 
 __all__ = ["NonFinite", "Precision", "Trainable", "autocast", "chosen_precision"]
 
@@ -62,16 +62,16 @@ class Trainable:
         sharded_layers: Iterable[nn.Module] | None = None,
     ) -> None:
         self.module, self.clip, self.processes = module, config.clip, processes
-        processes.share(module)
-        self.sharded = sharded_layers is not None and processes.size > 1
-        if self.sharded:
-            shard(forward or module, sharded_layers or (), processes)
+        self.forward = forward or module
+        self.sharded = processes.size > 1 and sharded_layers is not None
+        # Both give everyone the main process's weights, so they come before whatever is made of these.
+        if processes.size > 1 and sharded_layers is not None:
+            shard(self.forward, sharded_layers, processes)
+        else:
+            self.forward = processes.replicate(self.forward, all_used=all_used)
         self.ema = None if ema_half_life is None else EMA(module, ema_half_life)
         named = module.named_parameters() if parameters is None else parameters
         self.optimizer, self.schedule = config.build(named, steps)
-        self.forward = forward or module
-        if not self.sharded:
-            self.forward = processes.replicate(self.forward, all_used=all_used)
 
     def micro_batches(self, *batch: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
         """Parts of a batch of at most ``size`` rows (0: all), whose gradients add up.
@@ -123,10 +123,7 @@ class Trainable:
         self, state: Mapping[str, Any], module: str, optimizer: str = "optimizer", ema: str = "ema"
     ) -> None:
         """Go on from what :meth:`state_dict` gave. How the optimizer is set is the config's."""
-        own_weights = self.module.state_dict()
-        self.module.load_state_dict(
-            {name: spread_like(value, own_weights.get(name, value)) for name, value in state[module].items()}
-        )
+        self.module.load_state_dict(spread_as(state[module], self.module.state_dict()))
         saved, own = state[optimizer], self.optimizer.state_dict()["param_groups"]
         pairs = zip(saved["param_groups"], own, strict=True)
         groups = [{**new, "params": old["params"], "lr": float(old["lr"])} for old, new in pairs]
@@ -138,8 +135,7 @@ class Trainable:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self._check_moments()
         if self.ema is not None:
-            own = self.ema.state_dict()
-            self.ema.load_state_dict({name: spread_like(v, own.get(name, v)) for name, v in state[ema].items()})
+            self.ema.load_state_dict(spread_as(state[ema], self.ema.state_dict()))
 
     @staticmethod
     def _spread_moment(name: str, value: Any, parameter: Tensor) -> Any:
@@ -184,27 +180,26 @@ class NonFinite:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.first_steps: dict[str, Tensor] = {}
-        self.in_row: Tensor = torch.tensor(0)
-        self.row_start: Tensor = torch.tensor(0)
-        self.skipped: Tensor = torch.tensor(0)
+        self.in_row: Tensor | int = 0
+        self.row_start: Tensor | int = 0
+        self.skipped: Tensor | int = 0
 
     def note(self, values: Mapping[str, Tensor], step: int) -> None:
         """Look at the losses and gradient norms of a step; costs no wait."""
-        bad_step = torch.zeros((), dtype=torch.bool)
-        for name, value in values.items():
-            bad = ~torch.isfinite(value.detach())
+        found = {name: ~torch.isfinite(value.detach()) for name, value in values.items()}
+        for name, bad in found.items():
             known = self.first_steps.pop(name, torch.full_like(bad, -1, dtype=torch.long))
             self.first_steps[name] = torch.where((known < 0) & bad, step, known)  # in the order of the last step
-            bad_step = bad_step.to(bad.device) | bad
-        self.in_row = torch.where(bad_step, self.in_row.to(bad_step.device) + 1, 0)
-        self.row_start = torch.where(self.in_row == 1, step, self.row_start.to(bad_step.device))
-        self.skipped = self.skipped.to(bad_step.device) + bad_step
+        bad_step = torch.stack(list(found.values())).any()
+        self.in_row = torch.where(bad_step, self.in_row + 1, 0)
+        self.row_start = torch.where(self.in_row == 1, step, self.row_start)
+        self.skipped = self.skipped + bad_step
 
     def check(self, processes: Processes = Processes()) -> str:
         """What was skipped since the last check, in words, or nothing; all processes stop if one has skipped too many."""
         stop = processes.any(int(self.in_row) >= PATIENCE)
         found = {name: int(first) for name, first in self.first_steps.items() if int(first) >= 0}
-        skipped, self.skipped = int(self.skipped), torch.zeros_like(self.skipped)
+        skipped, self.skipped = int(self.skipped), 0
         self.first_steps = {}
         if stop and not found:
             raise OvertureError(f"{self.stage}: a loss is NaN or infinite on another process, which says which")
