@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from overture.errors import UsageError, nearest
 from overture.registry import OpenList, strangers_code
 
-__all__ = ["changed", "differences", "from_dict", "no_number", "option", "options", "to_dict"]
+__all__ = ["changed", "components_of", "differences", "from_dict", "no_number", "option", "options", "to_dict"]
 
 C = TypeVar("C")
 
@@ -34,7 +34,7 @@ def to_dict(config: Any, *, numbers: bool = False) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         told = [field for field in dataclasses.fields(config) if not (numbers and field.metadata.get("no_number"))]
         fields = {field.name: to_dict(getattr(config, field.name), numbers=numbers) for field in told}
-        components = _components(type(config))
+        components = components_of(type(config))
         return {"kind": components.name_of(type(config)), **fields} if components else fields
     if isinstance(config, list | tuple):
         return [to_dict(item, numbers=numbers) for item in config]
@@ -108,7 +108,8 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _components(hint: Any) -> OpenList | None:
+def components_of(hint: Any) -> OpenList | None:
+    """The open list of components of which a field of this type holds one, if it is such a type."""
     found = getattr(hint, "components", None)
     return found if isinstance(hint, type) and isinstance(found, OpenList) else None
 
@@ -116,7 +117,7 @@ def _components(hint: Any) -> OpenList | None:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """A plain value (or a config that is one already) as the type ``hint`` wants it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    components = _components(hint)
+    components = components_of(hint)
     if hint is Any or ((components or dataclasses.is_dataclass(hint)) and isinstance(value, hint)):
         return value
     if origin in (typing.Union, types.UnionType):

@@ -49,9 +49,9 @@ def stop_requested() -> bool:
     return _StopFlag.raised
 
 
-def heed_stop(where: str) -> None:
-    """Leave work that goes on where it was left, if the user asked to stop."""
-    if stop_requested():
+def heed_stop(where: str, asked: bool | None = None) -> None:
+    """Leave work that goes on where it was left, if the user asked to stop (``asked``: here or in another process)."""
+    if stop_requested() if asked is None else asked:
         raise Interrupted(f"stopped in {where}, saved; the same command goes on")
 
 

@@ -26,7 +26,7 @@ from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.schedules import predicted_cliff
 
-__all__ = ["CLIFF_SHARES", "COLLAPSED_BITS", "ConditionalEntropy", "conditional_entropy"]
+__all__ = ["CLIFF_SHARES", "ConditionalEntropy", "conditional_entropy", "has_collapsed"]
 
 CLIFF_SHARES = (0.9, 0.95, 0.99)
 """The measured cliff is where the prefix holds this share of the entropy of whole rows: the last of them, where one
@@ -98,8 +98,8 @@ class ConditionalEntropy:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the tokens tell almost nothing of images that could be told apart (``COLLAPSED_BITS``)."""
-        return self.total_bits < COLLAPSED_BITS and self.log2_n >= 2 * COLLAPSED_BITS
+        """Whether the tokens tell almost nothing of the images, see :func:`has_collapsed`."""
+        return has_collapsed(self.total_bits, self.log2_n)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; per-class results only if there are any, under the class number as text."""
@@ -120,6 +120,11 @@ class ConditionalEntropy:
         if self.per_class:
             result["per_class"] = {str(label): each.to_dict() for label, each in self.per_class.items()}
         return result
+
+
+def has_collapsed(total_bits: float, log2_n: float) -> bool:
+    """Whether tokens that hold so many bits tell almost nothing of images that ``log2_n`` bits tell apart."""
+    return total_bits < COLLAPSED_BITS and log2_n >= 2 * COLLAPSED_BITS
 
 
 def conditional_entropy(

@@ -10,8 +10,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from overture.config import option, options
-from overture.registry import OpenList
+from overture.config import components_of, option, options
 
 __all__ = ["describe_options", "describe_parts"]
 
@@ -53,16 +52,10 @@ def describe_options(config: Any, word: str = "") -> str:
     return "\n".join(lines).lstrip("\n")
 
 
-def parts(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def parts(config: Any) -> Iterator[tuple[str, Any]]:
     """The config and every config in it, by dotted name."""
-    yield name, config
-    for field in dataclasses.fields(config):
-        value, place = getattr(config, field.name), f"{name}.{field.name}".lstrip(".")
-        if dataclasses.is_dataclass(value):
-            yield from parts(value, place)
-        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-            for number, item in enumerate(value):
-                yield from parts(item, f"{place}.{number}")
+    yield "", config
+    yield from ((name, value) for name, _, value in options(config) if dataclasses.is_dataclass(value))
 
 
 def simple_fields(part: Any) -> list[dataclasses.Field[Any]]:
@@ -71,7 +64,7 @@ def simple_fields(part: Any) -> list[dataclasses.Field[Any]]:
     return [
         field
         for field in dataclasses.fields(part)
-        if not _holds_configs(getattr(part, field.name)) or _kinds(hints[field.name]) is not None
+        if not _holds_configs(getattr(part, field.name)) or components_of(hints[field.name]) is not None
     ]
 
 
@@ -85,13 +78,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if made is dataclasses.MISSING else made()
 
 
-def _kinds(hint: Any) -> OpenList | None:
-    found = getattr(hint, "components", None)
-    return found if isinstance(found, OpenList) else None
-
-
 def _shown(value: Any) -> str:
-    if dataclasses.is_dataclass(value) and (kinds := _kinds(type(value))):
+    if dataclasses.is_dataclass(value) and (kinds := components_of(type(value))):
         return kinds.name_of(type(value))
     if isinstance(value, tuple):
         return ",".join(map(_shown, value)) or "(none)"
@@ -100,7 +88,7 @@ def _shown(value: Any) -> str:
 
 def _type(hint: Any) -> str:
     """A type in words: ``whole number``, ``a | b | c``, ``one of the kinds``."""
-    if (kinds := _kinds(hint)) is not None:
+    if (kinds := components_of(hint)) is not None:
         return " | ".join([*kinds, "module:Class"])
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:

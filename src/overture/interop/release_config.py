@@ -73,6 +73,12 @@ class _Section:
             raise OvertureError(f"{self.path}: {self.name}{key} is {value}, expected a whole number")
         return int(value)
 
+    def flag(self, key: str) -> bool:
+        value = self.data.get(key, False)
+        if not isinstance(value, bool):
+            raise OvertureError(f"{self.path}: {self.name}{key} is {value!r}, expected true or false")
+        return value
+
     def axes(self) -> tuple[int, int, int]:
         value = self.data.get("rope_axes_dim")
         if not isinstance(value, list) or len(value) != 3 or not all(isinstance(item, int) for item in value):
@@ -199,12 +205,5 @@ def _prior(top: _Section) -> PriorConfig:
         rope_axes=section.axes(),
         theta=section.number("rope_theta"),
         dropout=section.number("drop") if "drop" in section.data else 0.0,
-        tied=_flag(section, "tied_embedding"),
+        tied=section.flag("tied_embedding"),
     )
-
-
-def _flag(section: _Section, key: str) -> bool:
-    value = section.data.get(key, False)
-    if not isinstance(value, bool):
-        raise OvertureError(f"{section.path}: {section.name}{key} is {value!r}, expected true or false")
-    return value

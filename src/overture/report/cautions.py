@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from overture.analysis.entropy import COLLAPSED_BITS
+from overture.analysis.entropy import has_collapsed
 from overture.report.records import Record
 
 __all__ = ["cautions"]
@@ -30,7 +30,7 @@ def _tiny(record: Record) -> list[str]:
 
 def _collapsed(record: Record) -> list[str]:
     entropy = record.entropy
-    if not entropy or entropy["total_bits"] >= COLLAPSED_BITS or entropy["log2_n"] < 2 * COLLAPSED_BITS:
+    if not entropy or not has_collapsed(entropy["total_bits"], entropy["log2_n"]):
         return []
     return [
         f"The tokenizer has collapsed: its tokens hold {entropy['total_bits']:.1f} of the {entropy['log2_n']:.1f} bits that "

@@ -54,12 +54,9 @@ KEPT_IMAGES = 10_000
 """Images of the training set beside its statistics, for metrics on features: as many as ADM's references keep."""
 
 
-def evaluate_run(
-    config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, device: torch.device
-) -> None:
+def evaluate_run(config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline, progress: Progress) -> None:
     """Measure everything that is not measured yet, into ``results.json`` and ``samples/``."""
-    pipe = Pipeline.load(run.root, device)
-    judge = judge_network(config, run, device)
+    judge = judge_network(config, run, pipe.device)
     make_training_reference(config, data, judge, run)
     parts: dict[str, Callable[[], Any]] = {
         "entropy": lambda: token_entropy(run).to_dict(),
@@ -301,8 +298,7 @@ def write_samples(
             if images:
                 images.add(batch)
             progress.advance(len(batch))
-            if processes.any(stop_requested()):
-                raise Interrupted("stopped in stage samples, saved; the same command goes on")
+            heed_stop("stage samples", processes.any(stop_requested()))
         if images:
             save_npz(images.batches(1000), classes.tolist(), run.samples / f"{kind}.npz")
     processes.barrier()

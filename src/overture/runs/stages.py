@@ -80,9 +80,10 @@ def execute(
     _check_stop("prior")
     if until == "prior":
         return config
-    _samples_stage(config, run, progress, processes)
+    pipe = Pipeline.load(run.root, processes.device)
+    _samples_stage(config, run, pipe, progress, processes)
     if processes.is_main:  # the others wait at the barrier
-        evaluate_run(config, data, run, progress, processes.device)
+        evaluate_run(config, data, run, pipe, progress)
     processes.barrier()
     return config
 
@@ -268,15 +269,15 @@ def _prior_stage(
     processes.barrier()
 
 
-def _samples_stage(config: RunConfig, run: RunDirectory, progress: Progress, processes: Processes) -> None:
+def _samples_stage(
+    config: RunConfig, run: RunDirectory, pipe: Pipeline, progress: Progress, processes: Processes
+) -> None:
     """The samples that will be measured; all processes share the work."""
     if processes.is_main:
         forget_other_models(run)
     processes.barrier()
-    pipe: Pipeline | None = None
     for kind, sampling in config.evaluation.samplings.items():
         if processes.any(processes.is_main and not (run.samples / f"{kind}.npz").exists()):
-            pipe = pipe or Pipeline.load(run.root, processes.device)
             try:
                 write_samples(config, run, pipe, sampling, kind, progress, processes)
             except Interrupted:

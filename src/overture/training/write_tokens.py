@@ -14,7 +14,7 @@ from overture.data.token_files import TokenFile, TokenHeader, TokenWriter
 from overture.data.transforms import to_float
 from overture.errors import UsageError
 from overture.processes import Processes
-from overture.progress import Interrupted, Progress, stop_requested
+from overture.progress import Progress, heed_stop
 from overture.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["TokensConfig", "write_tokens"]
@@ -65,8 +65,7 @@ def write_tokens(
         ids = tokenizer.encode_valid(images).cpu().numpy().reshape(len(rows), count, -1)
         writer.write(rows, ids, batch.labels.numpy())
         progress.advance(len(rows) * processes.size)
-        if stop_requested():
-            raise Interrupted(f"stopped in stage {label}, saved; the same command goes on")
+        heed_stop(f"stage {label}")
     progress.finish()
     processes.barrier()
     if processes.is_main:
