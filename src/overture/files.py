@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from overture.errors import OvertureError
 
 __all__ = [
-    "append_line", "cannot_write", "file_hash", "flush_to_disk", "near_path", "read_json", "read_json_lines",
+    "append_line", "cannot_write", "check_once", "file_hash", "flush_to_disk", "json_hash", "near_path", "read_json", "read_json_lines",
     "read_record", "remove", "remove_leftovers", "replacing", "write_json", "write_record",
 ]  # fmt: skip
 
@@ -149,22 +149,35 @@ def read_json(path: Path, kind: type, advice: str = "repair or delete it") -> An
 def write_record(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object of numbers that others will trust, with a checksum of it."""
     plain = json.loads(json.dumps(data, allow_nan=False))  # as it will be read: tuples are lists
-    write_json(path, {**plain, "checksum": _checksum(plain)})
+    write_json(path, {**plain, "checksum": json_hash(plain)})
 
 
 def read_record(path: Path, advice: str = "repair or delete it") -> dict[str, Any]:
     """What :func:`write_record` wrote; refused when it was changed since. Files without a checksum are older."""
     data: dict[str, Any] = read_json(path, dict, advice)
     recorded = data.pop("checksum", None)
-    if recorded is not None and recorded != _checksum(data):
+    if recorded is not None and recorded != json_hash(data):
         raise OvertureError(
             f"{path}: was changed since it was written; {advice} (or take out its line 'checksum' if the change is meant)"
         )
     return data
 
 
-def _checksum(data: Any) -> str:
+def json_hash(data: Any) -> str:
+    """A short hash of plain values: 16 hexadecimal digits of sha256."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_passed: dict[Path, tuple[int, int]] = {}
+
+
+def check_once(path: Path, check: Callable[[], None]) -> None:
+    """A check that raises, left out where this process has made it of the file as it is now."""
+    about, place = path.stat(), path.resolve()
+    state = (about.st_mtime_ns, about.st_size)
+    if _passed.get(place) != state:
+        check()
+        _passed[place] = state
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:

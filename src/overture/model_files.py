@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from overture.config import differences, from_dict
 from overture.errors import OvertureError, UsageError
-from overture.files import cannot_write, near_path, replacing
+from overture.files import cannot_write, check_once, json_hash, near_path, replacing
 from overture.hub import HubFolder, is_hub
 
 __all__ = [
-    "check_config", "find_model", "header_texts", "load_model", "model_hash", "read_metadata", "read_tensors",
-    "read_weights", "save_model", "weights_hash",
+    "check_config", "find_model", "header_texts", "load_model", "model_hash", "opened_weights", "read_metadata",
+    "read_tensors", "read_weights", "save_model", "weights_hash",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
@@ -57,7 +57,7 @@ def header_texts(kind: str, digest: str, metadata: Mapping[str, Any]) -> dict[st
 def _texts_hash(texts: Mapping[str, str]) -> str:
     """Of everything but the hashes themselves: a config decides numbers as weights do."""
     told = {key: text for key, text in texts.items() if key not in ("weights_hash", "metadata_hash")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(told)
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -74,7 +74,7 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened_weights(path: Path) -> Iterator[Any]:
     """A safetensors file; anything else is a one-line error."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -87,7 +87,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     """The metadata of a model file of ours; anything else is a one-line error."""
-    with _opened(path) as file:
+    with opened_weights(path) as file:
         header = file.metadata() or {}
     if header.get("kind") != kind:
         found = header.get("kind", "file without our metadata")
@@ -103,8 +103,8 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
 
 def read_weights(path: Path, role: str) -> dict[str, Tensor]:
     """The tensors of one role, by name; all weights of the file are compared with the hash that it was written with."""
-    _check_hash(path)
-    with _opened(path) as file:
+    check_once(path, lambda: _check_hash(path))
+    with opened_weights(path) as file:
         names = _names(file, path, role)
         return {name.removeprefix(f"{role}."): file.get_tensor(name) for name in names}
 
@@ -117,21 +117,14 @@ def _names(file: Any, path: Path, role: str) -> list[str]:
 
 
 def _check_hash(path: Path) -> None:
-    """Refuse weights that are not those that were saved; each file is looked at once."""
-    about = path.stat()
-    if _checked.get(path.resolve()) == (about.st_mtime_ns, about.st_size):
-        return
-    with _opened(path) as file:
+    """Refuse weights that are not those that were saved."""
+    with opened_weights(path) as file:
         found = _hash((name, file.get_tensor(name)) for name in sorted(file.keys()))
         recorded = (file.metadata() or {}).get("weights_hash")
     if found != recorded:
         raise OvertureError(
             f"{path}: damaged (its weights have the hash {found}, {recorded} were saved); take another copy, or train again"
         )
-    _checked[path.resolve()] = (about.st_mtime_ns, about.st_size)
-
-
-_checked: dict[Path, tuple[int, int]] = {}
 
 
 def load_model(path: Path, role: str, build: Callable[[], M]) -> M:
@@ -141,7 +134,7 @@ def load_model(path: Path, role: str, build: Callable[[], M]) -> M:
     """
     if role not in ("raw", "ema"):
         raise UsageError(f"weights '{role}' are none of raw, ema")
-    with _opened(path) as file:
+    with opened_weights(path) as file:
         names = _names(file, path, role)
         stored = {name.removeprefix(f"{role}."): tuple(file.get_slice(name).get_shape()) for name in names}
     with torch.device("meta"):
@@ -181,13 +174,12 @@ def model_hash(path: str | Path, kind: str) -> str:
 
 def find_model(path: str | Path, kind: str) -> Path:
     """The model file that ``path`` means: itself, in a directory, in a run, or on the hub (``hf:owner/name``)."""
+    lacking = f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there"
     if is_hub(path):
         folder = HubFolder.parse(path)
         found = folder.fetch("model.safetensors") or folder.fetch(f"{kind}/model.safetensors")
         if found is None:
-            raise OvertureError(
-                f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there"
-            )
+            raise OvertureError(lacking)
         return found
     given = Path(path).expanduser()
     candidates = [given, given / "model.safetensors", given / kind / "model.safetensors"]
@@ -195,7 +187,7 @@ def find_model(path: str | Path, kind: str) -> Path:
         if candidate.is_file():
             return candidate
     if given.exists():
-        raise OvertureError(f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there")
+        raise OvertureError(lacking)
     raise OvertureError(f"{path}: no such file or run{near_path(given)} (of the hub, write hf:owner/name)")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from overture.data.arrangement import SUFFIXES, Names, arrange
 from overture.data.base import CorruptImage, Source, decode_image, digest
-from overture.data.class_lists import KAGGLE, LISTS, Lookup, in_folders, list_folders
+from overture.data.class_lists import KAGGLE, Lookup, in_folders, list_folders
 from overture.data.order import some_of
 from overture.data.zip_directory import MAX_MEMBER, Members, read_directory
 from overture.errors import OvertureError, UsageError, near, nearest
@@ -148,7 +148,7 @@ def _lists(file: Path, names: list[str], members: Members) -> Lookup:
 
     def lookup(wanted: str) -> tuple[str, bytes] | None:
         ways = [(entry.count("/"), place) for place, entry in enumerate(names) if entry.rpartition("/")[2] == wanted]
-        if wanted not in LISTS or not ways:
+        if not ways:
             return beside(wanted)
         place = min(ways)[1]
         where = f"{file}/{names[place]}"

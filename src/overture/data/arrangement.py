@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from overture.data.class_lists import SOLUTION, Lookup, class_names, labels_of
 from overture.errors import OvertureError
 
-__all__ = ["SUFFIXES", "Arrangement", "Names", "arrange", "natural"]
+__all__ = ["SUFFIXES", "Arrangement", "Names", "arrange", "natural", "numbered"]
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"
@@ -94,10 +94,8 @@ def arrange(name: str, files: Sequence[str], labelled: bool, lookup: Lookup) -> 
         )
     images = [file for file in images if "/" in file]
     folders_of = [file.partition("/")[0] for file in images]
-    classes = sorted(set(folders_of), key=natural)
-    place = {folder: label for label, folder in enumerate(classes)}
-    labels = np.fromiter((place[folder] for folder in folders_of), np.int64, len(images))
-    return Arrangement(class_names(classes, lookup), labels, images, _left_out(files, place, levels[0]))
+    classes, labels = numbered(folders_of)
+    return Arrangement(class_names(classes, lookup), labels, images, _left_out(files, set(classes), levels[0]))
 
 
 def _flat(name: str, images: Sequence[str], lookup: Lookup) -> Arrangement:
@@ -110,10 +108,15 @@ def _flat(name: str, images: Sequence[str], lookup: Lookup) -> Arrangement:
             f"{name}: {len(images)} images lie here without class folders; put them into one folder per class (all into "
             f"one folder, if they have no classes){hint}"
         )
-    classes = sorted(set(found), key=natural)
-    place = {folder: label for label, folder in enumerate(classes)}
-    labels = np.array([place[folder] for folder in found], np.int64)
+    classes, labels = numbered(found)
     return Arrangement(class_names(classes, lookup), labels, images, listed=True)
+
+
+def numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The names that occur, in natural order, and which of them each one is."""
+    classes = sorted(set(names), key=natural)
+    place = {name: number for number, name in enumerate(classes)}
+    return classes, np.fromiter((place[name] for name in names), np.int64, len(names))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,19 +44,20 @@ def open_npz(name: str, file: Path, part: str = "") -> ArraySource:
 
 
 def counted_classes(
-    name: str, labels: NDArray[np.integer], names: list[str]
-) -> tuple[NDArray[np.int64], list[str], tuple[str, ...]]:
+    name: str, labels: NDArray[np.integer], names: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...], tuple[str, ...]]:
     """Labels that count the classes which have images, these classes' names, and notes on what that changes."""
     values, counted = np.unique(labels, return_inverse=True)
     highest = int(values[-1])
     if names and highest >= len(names):
         raise OvertureError(f"{name}: label {highest} but only {len(names)} class_names")
-    classes = [names[value] if names else str(value) for value in values.tolist()]
+    classes = tuple(names[value] if names else str(value) for value in values.tolist())
     if len(set(classes)) < len(classes):
         raise OvertureError(f"{name}: two classes have one name in class_names")
     notes: tuple[str, ...] = ()
     if names and len(values) < len(names):
-        absent = [names[value] for value in range(len(names)) if value not in set(values.tolist())]
+        present = set(values.tolist())
+        absent = [names[value] for value in range(len(names)) if value not in present]
         notes = (f"{len(absent)} of {len(names)} classes have no images and are left out: {', '.join(absent[:5])}",)
     elif not names and highest + 1 != len(values):
         shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")

@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from overture.errors import OvertureError
 
 __all__ = [
-    "KAGGLE", "LISTS", "MAPPING", "SOLUTION", "Lookup", "class_names", "in_folders", "labels_of", "list_folders",
-    "synset_folders",
+    "KAGGLE", "MAPPING", "SOLUTION", "Lookup", "class_names", "in_folders", "labels_of", "list_folders",
+    "synset_folders", "told_apart",
 ]  # fmt: skip
 
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 """Where ``train`` and ``val`` lie in Kaggle's zip, and in what it unpacks to."""
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
-LISTS = (SOLUTION, MAPPING)
 MAX_LIST = 2**26
 """Bytes of a list: 64 MB, thirty times ImageNet's."""
+
+K = TypeVar("K")
 
 Lookup = Callable[[str], tuple[str, bytes] | None]
 """Finds a list by its name: where it lies, for messages, and what is in it; None if there is none."""
@@ -97,8 +99,14 @@ def class_names(folders: Sequence[str], lookup: Lookup) -> tuple[str, ...]:
         raise OvertureError(
             f"{found[0]}: has no name for class {unknown[0]} ({len(unknown)} of {len(folders)} missing)"
         )
+    apart = told_apart(names)
+    return tuple(apart[folder] for folder in folders)
+
+
+def told_apart(names: Mapping[K, str]) -> dict[K, str]:
+    """Names by key, the key added to those that occur twice: ImageNet has two classes called crane."""
     counts = Counter(names.values())
-    return tuple(names[f] if counts[names[f]] == 1 else f"{names[f]} ({f})" for f in folders)
+    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
 def synset_folders(lookup: Lookup) -> list[str]:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from overture.data.arrangement import natural
+from overture.data.arrangement import numbered
 from overture.data.arrays import counted_classes
 from overture.data.base import CorruptImage, Source, decode_image, digest
+from overture.data.class_lists import told_apart
 from overture.data.order import some_of
 from overture.data.zip_directory import MAX_MEMBER
 from overture.errors import OvertureError, UsageError, missing_package
@@ -193,22 +194,16 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str]:
         return []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return []
-    # ImageNet has two classes called crane.
-    return [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]
+    return list(told_apart(dict(enumerate(names))).values())
 
 
 def _arranged(
     name: str, values: NDArray[Any], names: list[str]
 ) -> tuple[NDArray[np.int64], tuple[str, ...], tuple[str, ...]]:
     if values.dtype.kind != "U":
-        labels, classes, notes = counted_classes(name, values, names)
-        return labels, tuple(classes), notes
-    unique, places = np.unique(values, return_inverse=True)
-    texts: list[str] = unique.tolist()
-    order = sorted(range(len(texts)), key=lambda place: natural(texts[place]))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return rank[places.reshape(-1)], tuple(texts[place] for place in order), ()
+        return counted_classes(name, values, names)
+    classes, labels = numbered(values.tolist())
+    return labels, tuple(classes), ()
 
 
 def _open(file: Path) -> Any:

@@ -96,6 +96,5 @@ def _classes(
         return labels, class_names(words, lists), ()
     values = np.array([int(word) for word in words], np.int64)
     folders = synset_folders(lists)
-    names = list(class_names(folders, lists)) if values.max() < len(folders) else []
-    counted, classes, notes = counted_classes(name, values[labels], names)
-    return counted, tuple(classes), notes
+    names = class_names(folders, lists) if values.max() < len(folders) else ()
+    return counted_classes(name, values[labels], names)

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from overture.data.base import Source, same_fingerprint
 from overture.data.order import ShuffledOrder, generator
 from overture.errors import OvertureError, UsageError
-from overture.files import flush_to_disk
+from overture.files import check_once, flush_to_disk
 from overture.layout import Layout
 
 if TYPE_CHECKING:
@@ -154,8 +154,6 @@ class TokenFile:
     classes, and the checksums.
     """
 
-    _checked: ClassVar[dict[Path, tuple[int, int]]] = {}
-
     def __init__(self, path: Path, header: TokenHeader) -> None:
         self.path, self.header = path, header
         shape = (header.rows, header.crops_per_row, header.layout.length)
@@ -182,9 +180,7 @@ class TokenFile:
                 f"{path}: {how} token file, {about.st_size} bytes where its header says {header.file_bytes}"
             )
         file = cls(path, header)
-        if cls._checked.get(path.resolve()) != (about.st_mtime_ns, about.st_size):
-            file._check()
-            cls._checked[path.resolve()] = (about.st_mtime_ns, about.st_size)
+        check_once(path, file._check)
         return file
 
     def _check(self) -> None:
@@ -301,9 +297,8 @@ class TokenWriter:
         if block < 1:
             raise UsageError(f"token file: a block of {block} rows, needs >= 1")
         header = replace(header, block=block)
-        self.path, self.header, self.block = Path(path), header, block
+        self.path, self.header = Path(path), header
         self.partial = _partial(self.path)
-        self._blocks = header.blocks
         self._flags_offset = header.file_bytes + 8
         if not self._can_go_on():
             if join:
@@ -313,11 +308,11 @@ class TokenWriter:
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
         """The blocks of rows that rank ``rank`` of ``world`` still has to write."""
         done = self._flags()
-        return [self._rows(number) for number in range(rank, self._blocks, world) if not done[number]]
+        return [self._rows(number) for number in range(rank, self.header.blocks, world) if not done[number]]
 
     def write(self, rows: range, ids: NDArray[np.integer], labels: NDArray[np.integer]) -> None:
         """Write one of the :meth:`missing` blocks: local ids ``[n, crops, T]`` and labels ``[n]``."""
-        header, number = self.header, rows.start // self.block
+        header, number = self.header, rows.start // self.header.block
         if rows != self._rows(number):
             raise UsageError(f"token file: rows {rows.start}..{rows.stop} are not one of the blocks to write")
         shape = (len(rows), header.crops_per_row, header.layout.length)
@@ -326,14 +321,15 @@ class TokenWriter:
         header.layout.check(ids.reshape(-1, header.layout.length), f"ids of rows {rows.start}..{rows.stop}")
         if labels.min() < 0 or labels.max() >= header.num_classes:
             raise OvertureError(f"token file: labels need to be in 0..{header.num_classes - 1}")
+        ids, labels = ids.astype(header.dtype), labels.astype("<i4")
         try:
             with self.partial.open("r+b") as file:
                 file.seek(header.ids_offset + rows.start * header.row_bytes)
-                file.write(ids.astype(header.dtype).tobytes())
+                file.write(ids.tobytes())
                 file.seek(header.labels_offset + 4 * rows.start)
-                file.write(labels.astype("<i4").tobytes())
+                file.write(labels.tobytes())
                 file.seek(header.checksums_offset + 4 * number)
-                file.write(_checksum(ids.astype(header.dtype), labels).to_bytes(4, "little"))
+                file.write(_checksum(ids, labels).to_bytes(4, "little"))
                 flush_to_disk(file)
                 file.seek(self._flags_offset + number)
                 file.write(b"\1")
@@ -344,7 +340,9 @@ class TokenWriter:
         """Move the complete file to its place and open it."""
         open_blocks = int((~self._flags()).sum())
         if open_blocks:
-            raise OvertureError(f"{self.partial}: {open_blocks} of {self._blocks} blocks of rows are not written yet")
+            raise OvertureError(
+                f"{self.partial}: {open_blocks} of {self.header.blocks} blocks of rows are not written yet"
+            )
         try:
             with self.partial.open("r+b") as file:
                 file.truncate(self.header.file_bytes)
@@ -355,20 +353,21 @@ class TokenWriter:
         return TokenFile.open(self.path)
 
     def _rows(self, number: int) -> range:
-        return range(number * self.block, min((number + 1) * self.block, self.header.rows))
+        block = self.header.block
+        return range(number * block, min((number + 1) * block, self.header.rows))
 
     def _can_go_on(self) -> bool:
         """Whether there is an interrupted writing of the same header in blocks of the same size."""
-        wanted, block = self.header.to_bytes(), self.block.to_bytes(8, "little")
+        wanted, block = self.header.to_bytes(), self.header.block.to_bytes(8, "little")
         try:
             with self.partial.open("r+b") as file:
                 same = file.read(len(wanted)) == wanted
                 size = file.seek(0, os.SEEK_END)
                 if same and size == self.header.file_bytes:  # stopped between truncating and renaming
-                    file.write(block + b"\1" * self._blocks)
+                    file.write(block + b"\1" * self.header.blocks)
                     return True
                 file.seek(self.header.file_bytes)
-                return same and size == self._flags_offset + self._blocks and file.read(8) == block
+                return same and size == self._flags_offset + self.header.blocks and file.read(8) == block
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -378,9 +377,9 @@ class TokenWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.partial.open("wb") as file:
-                file.truncate(self._flags_offset + self._blocks)
+                file.truncate(self._flags_offset + self.header.blocks)
                 file.seek(self.header.file_bytes)
-                file.write(self.block.to_bytes(8, "little"))
+                file.write(self.header.block.to_bytes(8, "little"))
                 file.seek(0)
                 file.write(self.header.to_bytes())
                 flush_to_disk(file)
@@ -389,7 +388,7 @@ class TokenWriter:
 
     def _flags(self) -> NDArray[np.bool_]:
         try:
-            return np.fromfile(self.partial, np.uint8, self._blocks, offset=self._flags_offset) == 1
+            return np.fromfile(self.partial, np.uint8, self.header.blocks, offset=self._flags_offset) == 1
         except OSError as error:
             raise OvertureError(f"{self.partial}: cannot read it ({error.strerror})") from error
 

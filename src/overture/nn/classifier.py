@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
-from overture.model_files import load_model, read_metadata, save_model
+from overture.model_files import load_model, opened_weights, read_metadata, save_model
 from overture.nn.global_batch_norm import GlobalBatchNorm2d
 from overture.processes import Processes
 
@@ -153,11 +153,8 @@ def load_classifier(path: Path | str) -> tuple[Classifier, ClassifierRecord]:
 
 def _is_old(path: Path) -> bool:
     """Whether the file was written before classifiers were model files like the others."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == "overture-classifier"
-    except (OSError, SafetensorError) as error:
-        raise OvertureError(f"{path}: not a readable safetensors file ({error})") from error
+    with opened_weights(path) as file:
+        return bool((file.metadata() or {}).get("format") == "overture-classifier")
 
 
 def _load_old(path: Path) -> tuple[Classifier, ClassifierRecord]:
