@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from overture.processes import Processes
 from overture.progress import Interrupted, SilentProgress
 from overture.training.loop import train
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig, top1_accuracy
+from together import together
 
 CONFIG = ClassifierConfig(image_size=16, num_classes=3, width=4, blocks=2)
 TRAINING = ClassifierTrainingConfig(steps=40, batch_size=16)
@@ -239,18 +239,9 @@ def _train_some(processes: Processes, path: str) -> None:
         save_file({name: tensor.contiguous() for name, tensor in trainer.classifier.state_dict().items()}, path)
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    processes = Processes(rank, 2)
-    _train_some(processes, f"{folder}/two.safetensors")
-    processes.barrier()
-    dist.destroy_process_group()
-
-
 def test_two_processes_train_the_same_classifier_as_one(tmp_path: Path) -> None:
     _train_some(Processes(), f"{tmp_path}/one.safetensors")
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    together(_train_some, 2, tmp_path, f"{tmp_path}/two.safetensors")
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():

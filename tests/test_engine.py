@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from overture.data.stream import Batch
@@ -23,6 +22,7 @@ from overture.training.checkpoint import load_state, save_state
 from overture.training.optim import OptimizerConfig
 from overture.training.train_prior import EngineConfig, PriorTrainer, PriorTrainingConfig
 from overture.training.train_tokenizer import TokenizerTrainer
+from together import together
 
 LAYOUT = Layout((Segment("visual", (2, 5, 9, 16, 16)),))
 PRIOR = PriorConfig(dim=24, depth=2, heads=2, condition_dim=8, num_classes=3, dropout=0.0)
@@ -95,10 +95,7 @@ def joint_steps(processes: Processes) -> dict[str, Any]:
     return trainer.state_dict()
 
 
-def _process(rank: int, size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    processes = Processes(rank, size)
+def _process(processes: Processes, folder: Path) -> None:
     joint = joint_steps(processes)
     if processes.is_main:
         torch.save(joint, folder / "joint.pt")
@@ -114,8 +111,6 @@ def _process(rank: int, size: int, folder: Path) -> None:
         resumed.load_state_dict(load_state(folder / "alone", 3))
         steps(resumed, 2)
         saved(resumed, folder / name)
-    del trainer, resumed  # and what they hold of the group, while all are still there
-    processes.leave()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -131,7 +126,7 @@ def several(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps(trainer, 2)
     saved(trainer, folder / "alone" / "later")
     assert state["step"] == 3
-    torch.multiprocessing.spawn(_process, (request.param, folder), nprocs=request.param)
+    together(_process, request.param, folder, folder)
     return folder
 
 

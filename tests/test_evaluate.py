@@ -30,6 +30,7 @@ from overture.evaluation.statistics import ImageStatistics, collect, open_refere
 from overture.nn.classifier import ClassifierConfig, ClassifierRecord, save_classifier
 from overture.priors import Sampling
 from overture.processes import Processes
+from together import together
 
 
 def pixels(count: int, size: int = 16, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -305,18 +306,15 @@ def test_no_number_depends_on_the_batch_size(tmp_path_factory, batch: int) -> No
     torch.testing.assert_close(parts.features_ND, whole.features_ND)
 
 
-def _one_process(rank: int, meeting: str, samples: str, domain: str, queue: mp.SimpleQueue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)
+def _one_process(processes: Processes, samples: str, domain: str, queue: mp.SimpleQueue) -> None:
     side = collect(
         open_images(samples), load_network(domain),
-        keep_features=True, batch_size=7, split_size=25, processes=Processes(rank, 3),
+        keep_features=True, batch_size=7, split_size=25, processes=processes,
     )  # fmt: skip
-    if rank == 0:
+    if processes.is_main:
         assert side.features_ND is not None
         assert side.score is not None
         queue.put((side.hash, side.gaussian.covariance.numpy(), side.features_ND.numpy(), side.score.value))
-    torch.distributed.destroy_process_group()
 
 
 def test_three_processes_are_one(tmp_path, domain_file) -> None:
@@ -324,7 +322,7 @@ def test_three_processes_are_one(tmp_path, domain_file) -> None:
     np.savez(path, arr_0=pixels(61, size=28, channels=1))
     alone = collect(open_images(str(path)), load_network(domain_file), keep_features=True, batch_size=61, split_size=25)
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_one_process, args=(str(tmp_path / "meeting"), str(path), domain_file, queue), nprocs=3)
+    together(_one_process, 3, tmp_path, str(path), domain_file, queue)
     digest, covariance, features, score = queue.get()
     assert digest == alone.hash
     np.testing.assert_allclose(covariance, alone.gaussian.covariance.numpy(), rtol=1e-4, atol=1e-7)
@@ -678,35 +676,7 @@ def test_numbers_are_told_though_the_record_cannot_be_written(arrays, tmp_path, 
     assert "cannot write it" in errors.strip().splitlines()[-1]
 
 
-# A run and the command; order
-
-
-@pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("quickstart")
-    shorter = ["--tokenizer-training.steps", "20", "--prior-training.steps", "10"]
-    assert main(["run", "quickstart", "--tiny", "--only", "vcq", "--out", str(root), "--device", "cpu", *shorter]) == 0
-    return root
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["unguided", "guided"])
-def test_a_run_measures_its_samples_as_the_command_does(tiny_run, capsys, kind: str) -> None:
-    capsys.readouterr()
-    networks = tiny_run / "networks"
-    words = ["--reference", str(networks / "reference.npz"), "--network", f"domain:{networks / 'judge.safetensors'}"]
-    samples = tiny_run / "vcq" / "samples" / f"{kind}.npz"
-    assert main(["evaluate", str(samples), *words, "--json", "--device", "cpu"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    stored = json.loads((tiny_run / "vcq" / "results.json").read_text())["generation"][kind]
-    assert record["measurements"].keys() == stored["measurements"].keys() == {"fid", "is", "precision", "recall", "kid"}
-    assert record["skipped"] == stored["skipped"]
-    for metric, measured in record["measurements"].items():
-        ours = stored["measurements"][metric]
-        for key in ("name", "value", "unit", "notes", "better", "meaning"):
-            assert measured[key] == ours[key], (metric, key)
-        for key in ("network", "network_hash", "reference", "reference_hash", "reference_images", "images"):
-            assert measured["protocol"][key] == ours["protocol"][key], (metric, key)
+# Order
 
 
 GREY = """

@@ -16,6 +16,7 @@ from overture.evaluation.metrics.frechet_distance import frechet_distance
 from overture.evaluation.statistics import ImageStatistics, read_statistics
 from overture.files import file_hash
 from overture.processes import Processes
+from together import together
 
 
 def features(count: int, dims: int, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
@@ -48,22 +49,18 @@ def test_statistics_do_not_depend_on_the_batches(sizes: list[int], offset: float
     assert result.count == sum(sizes)
 
 
-def _share(rank: int, meeting: str, shares: list[int], queue: mp.SimpleQueue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=len(shares))
+def _share(processes: Processes, shares: list[int], queue: mp.SimpleQueue) -> None:
     statistics = GaussianStatistics(4)
-    statistics.update(features(sum(shares), 4).split(shares)[rank])
-    statistics.all_reduce(Processes(rank, len(shares)))
+    statistics.update(features(sum(shares), 4).split(shares)[processes.rank])
+    statistics.all_reduce(processes)
     result = statistics.result()
-    queue.put((rank, result.count, result.mean.tolist(), result.covariance.tolist()))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    queue.put((processes.rank, result.count, result.mean.tolist(), result.covariance.tolist()))
 
 
 def test_processes_together_give_what_one_gives(tmp_path) -> None:
     shares = [7, 0, 12]  # a process may have no images at all
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_share, args=(str(tmp_path / "meeting"), shares, queue), nprocs=len(shares))
+    together(_share, len(shares), tmp_path, shares, queue)
     whole = gaussian(features(sum(shares), 4))
     for _ in shares:
         _, count, mean, covariance = queue.get()

@@ -26,6 +26,7 @@ from overture.evaluation.statistics import ImageStatistics, measure_batches, ope
 from overture.layout import Layout
 from overture.processes import Processes
 from overture.progress import Interrupted
+from together import together
 
 NETWORK = load_network("random:6")
 FLOAT32 = 1e-5  # features are float32, and their last digits depend on the batch size
@@ -215,19 +216,15 @@ def test_reconstructions_of_another_size_are_refused() -> None:
         measure_reconstruction(MeanTokenizer(), [images(4, size=20)], NETWORK)
 
 
-def _report(rank: int, meeting: str, size: int, queue: mp.SimpleQueue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    mine = images(30)[rank::size]
-    report = measure_reconstruction(MeanTokenizer(), mine.split(4), NETWORK, processes=Processes(rank, size))
+def _report(processes: Processes, queue: mp.SimpleQueue) -> None:
+    mine = images(30)[processes.rank :: processes.size]
+    report = measure_reconstruction(MeanTokenizer(), mine.split(4), NETWORK, processes=processes)
     queue.put(json.dumps(report.to_dict()))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def test_processes_together_report_what_one_reports(tmp_path) -> None:
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_report, args=(str(tmp_path / "meeting"), 2, queue), nprocs=2)
+    together(_report, 2, tmp_path, queue)
     alone = measure_reconstruction(MeanTokenizer(), [images(30)], NETWORK).to_dict()
     for _ in range(2):
         shared = json.loads(queue.get())
@@ -238,18 +235,14 @@ def test_processes_together_report_what_one_reports(tmp_path) -> None:
         assert shared["l1"] == pytest.approx(alone["l1"], rel=FLOAT32)
 
 
-def _one_measures(rank: int, meeting: str, size: int, queue: mp.SimpleQueue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    if rank == 0:
+def _one_measures(processes: Processes, queue: mp.SimpleQueue) -> None:
+    if processes.is_main:
         queue.put(measure_batches("some", NETWORK, [images(8)]).images)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def test_one_process_can_measure_while_the_others_wait(tmp_path) -> None:
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_one_measures, args=(str(tmp_path / "meeting"), 2, queue), nprocs=2)
+    together(_one_measures, 2, tmp_path, queue)
     assert queue.get() == 8
 
 

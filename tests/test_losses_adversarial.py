@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from overture.errors import UsageError
 from overture.losses.adversarial import Adversarial, AdversarialConfig, PatchDiscriminator
 from overture.nn.global_batch_norm import GlobalBatchNorm2d
 from overture.processes import Processes
+from together import together
 
 SMALL = AdversarialConfig(channels=4, layers=2, lecam=0.5, lecam_decay=0.9, r1=3.0, r1_every=2)
 
@@ -251,19 +251,15 @@ def uneven_norm(share: slice, processes: Processes) -> dict[str, Tensor]:
     return {**{name: processes.sum(value) for name, value in sums.items()}, **norm.state_dict()}
 
 
-def process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    processes = Processes(rank, 2)
-    results = game(slice(0, 2) if rank == 0 else slice(2, 4), processes)
-    norm = uneven_norm(slice(0, 4) if rank == 0 else slice(4, 5), processes)
-    if rank == 0:
-        torch.save({"game": results, "norm": norm}, f"{folder}/results.pt")
-    dist.destroy_process_group()
+def process(processes: Processes, folder: Path) -> None:
+    results = game(slice(0, 2) if processes.is_main else slice(2, 4), processes)
+    norm = uneven_norm(slice(0, 4) if processes.is_main else slice(4, 5), processes)
+    if processes.is_main:
+        torch.save({"game": results, "norm": norm}, folder / "results.pt")
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    together(process, 2, tmp_path, tmp_path)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     for name, reference in (("game", game(slice(None), Processes())), ("norm", uneven_norm(slice(None), Processes()))):
         assert results[name].keys() == reference.keys()

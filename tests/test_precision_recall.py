@@ -13,6 +13,7 @@ from overture.errors import OvertureError
 from overture.evaluation.metrics import precision_recall as module
 from overture.evaluation.metrics.precision_recall import neighbour_squares, share_inside
 from overture.processes import Processes
+from together import together
 
 KINDS = ["normal", "one direction", "outlier", "sparse", "duplicates", "far away", "all the same", "whole numbers"]
 
@@ -172,20 +173,15 @@ def test_inference_mode_and_blocks_change_nothing(monkeypatch, inference: bool, 
         assert share_inside(x, y) == expected
 
 
-def _one_process(rank: int, meeting: str, size: int, queue: mp.SimpleQueue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+def _one_process(processes: Processes, queue: mp.SimpleQueue) -> None:
     points, centres = features("normal", 53, 6, 11), features("normal", 41, 6, 12)
-    processes = Processes(rank, size)
     found = share_inside(points, centres, processes=processes), neighbour_squares(centres, processes=processes)
     queue.put((found[0], found[1].tolist()))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def test_three_processes_find_what_one_finds(tmp_path) -> None:
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_one_process, args=(str(tmp_path / "meeting"), 3, queue), nprocs=3)
+    together(_one_process, 3, tmp_path, queue)
     points, centres = features("normal", 53, 6, 11), features("normal", 41, 6, 12)
     share, squares = share_inside(points, centres), neighbour_squares(centres)
     assert 0.1 < share < 0.99

@@ -33,6 +33,7 @@ from overture.quantizers.code_search import _SoftLookup, group_by_size, nearest_
 from overture.quantizers.vector import VectorQuantizer
 from overture.schedules import CodebookConfig, Schedule
 from overture.tokenizers import SegmentConfig, TokenizerConfig
+from together import together
 
 CASES: dict[str, tuple[QuantizerConfig, tuple[int, ...]]] = {
     "vector": (VectorConfig(6), (16,) * 5),
@@ -450,23 +451,18 @@ def test_no_revival_unless_asked_or_in_evaluation() -> None:
     assert "idle" in quantizer.state_dict()
 
 
-def _revive_in_a_process(rank: int, features: Tensor, directory: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    share = features.shape[1] // 2
-    quantizer, moved = revive(features[:, rank * share : (rank + 1) * share], len(features), Processes(rank, 2))
+def _revive_in_a_process(processes: Processes, features: Tensor, directory: Path) -> None:
+    share, rank = features.shape[1] // 2, processes.rank
+    quantizer, moved = revive(features[:, rank * share : (rank + 1) * share], len(features), processes)
     state = {"codebook": quantizer.codebook.detach(), "idle": quantizer.idle, "moved": moved}
-    torch.save(state, f"{directory}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(state, directory / f"{rank}.pt")
 
 
 def test_two_processes_revive_as_one(tmp_path: Path) -> None:
     features = torch.randn(4, 6, 3, 4, generator=torch.Generator().manual_seed(2))
     alone, moved = revive(features, 4)
     assert sum(moved) > 0
-    torch.multiprocessing.spawn(_revive_in_a_process, (features, str(tmp_path)), nprocs=2)
+    together(_revive_in_a_process, 2, tmp_path, features, tmp_path)
     for rank in range(2):
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert state["moved"] == moved

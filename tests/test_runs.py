@@ -118,8 +118,8 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_if_nothing_had_happened(wh
 def test_a_finished_run_is_left_alone(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
     worker = start(whole)
-    assert worker.communicate()[1] is not None
-    assert worker.returncode == 0
+    _, errors = worker.communicate()
+    assert worker.returncode == 0, errors
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
 
 
@@ -156,18 +156,29 @@ def test_what_a_run_measures(whole: Path) -> None:
     assert sorted(path.name for path in (whole / "tokens").iterdir()) == ["held_out.tokens", "train.tokens"]
 
 
-def test_what_a_run_measures_is_what_evaluate_measures(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["unguided", "guided"])
+def test_a_run_measures_its_samples_as_the_command_does(
+    whole: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     results = RunDirectory(whole).read_results()
     status, record, _ = command(
-        capsys, "evaluate", whole / "samples" / "guided.npz", "--reference", whole / "networks" / "reference.npz",
-        "--network", f"domain:{whole / 'networks' / 'judge.safetensors'}", "--json",
+        capsys, "evaluate", whole / "samples" / f"{kind}.npz", "--reference", whole / "networks" / "reference.npz",
+        "--network", f"domain:{whole / 'networks' / 'judge.safetensors'}", "--json", "--device", "cpu",
     )  # fmt: skip
     assert status == 0
-    ours = results.measurements("guided")
-    theirs = {name: Measurement.from_dict(entry) for name, entry in record["measurements"].items()}
-    assert theirs.keys() == ours.keys()
-    for name, measurement in theirs.items():
-        assert measurement.value == pytest.approx(ours[name].value, rel=1e-6, nan_ok=True), name
+    read = {name: Measurement.from_dict(entry) for name, entry in record["measurements"].items()}
+    assert read.keys() == results.measurements(kind).keys()
+    for name, measurement in read.items():
+        assert measurement.value == pytest.approx(results.measurements(kind)[name].value, rel=1e-6, nan_ok=True), name
+    stored = json.loads((whole / "results.json").read_text())["generation"][kind]
+    assert record["measurements"].keys() == stored["measurements"].keys() == {"fid", "is", "precision", "recall", "kid"}
+    assert record["skipped"] == stored["skipped"]
+    for metric, measured in record["measurements"].items():
+        ours = stored["measurements"][metric]
+        for key in ("name", "value", "unit", "notes", "better", "meaning"):
+            assert measured[key] == ours[key], (metric, key)
+        for key in ("network", "network_hash", "reference", "reference_hash", "reference_images", "images"):
+            assert measured["protocol"][key] == ours["protocol"][key], (metric, key)
 
 
 def test_samples_do_not_depend_on_the_size_of_batches(whole: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from overture.priors import Guidance, PriorConfig, Sampling
 from overture.priors.sampler import generate
 from overture.processes import Processes
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
+from together import together
 
 PROLOGUE = Layout((Segment("prologue", (7,) * 4, separator=True), Segment("visual", (30,) * 6)))
 
@@ -257,17 +257,14 @@ def test_wrong_requests_of_the_loop(classes: list, options: dict, message: str) 
         PIPE(classes, **options)
 
 
-def _sample_together(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def _sample_together(processes: Processes, folder: Path) -> None:
     for number, (count, batch_size) in enumerate(TOGETHER):
         classes = balanced_classes(count, 3)
         batches = list(
-            PIPE.sample_together(classes, DRAWN, processes=Processes(rank, 2), seed=4, first=5, batch_size=batch_size)
+            PIPE.sample_together(classes, DRAWN, processes=processes, seed=4, first=5, batch_size=batch_size)
         )
         assert all(len(batch) <= 2 * batch_size for batch in batches)
-        torch.save(torch.cat(batches), f"{folder}/{rank}-{number}.pt")
-    dist.destroy_process_group()
+        torch.save(torch.cat(batches), folder / f"{processes.rank}-{number}.pt")
 
 
 TOGETHER = ((11, 3), (1, 4), (12, 3), (13, 6), (5, 64))
@@ -277,7 +274,7 @@ DRAWN = Sampling.parse(1.5, temperature=0.9, top_k=5)
 
 def test_two_processes_sample_together_what_one_samples(tmp_path: Path) -> None:
     """Every process gets all images, each once and in order."""
-    torch.multiprocessing.spawn(_sample_together, (str(tmp_path),), nprocs=2)
+    together(_sample_together, 2, tmp_path, tmp_path)
     for number, (count, batch_size) in enumerate(TOGETHER):
         classes = balanced_classes(count, 3)
         alone = torch.cat(list(PIPE.sample(classes, DRAWN, seed=4, first=5)))

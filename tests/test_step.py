@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from overture.training.step import PATIENCE, NonFinite, Precision, Trainable, au
 from overture.training.train_tokenizer import TokenizerTrainer
 from test_joint import encoder_terms
 from test_training import equal_states
+from together import together
 
 CONFIG = OptimizerConfig(1e-2, 1e-3, betas=(0.9, 0.99), weight_decay=0.1, warmup=2, flat=1)
 HALF_LIFE = 3.0
@@ -126,22 +126,17 @@ def test_a_step_is_adamw_by_hand(clip: float) -> None:
     assert_equal_weights(steps_taken(Processes(), clip), steps_by_hand(1, clip))
 
 
-def _process(rank: int, folder: Path) -> None:
+def _process(processes: Processes, folder: Path) -> None:
     """What the tests with two processes need, done by one of them."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    processes = Processes(rank, 2)
-    torch.save({clip: steps_taken(processes, clip) for clip in (0.0, 0.5)}, folder / f"{rank}.pt")
-    (folder / f"{rank}.txt").write_text(save_after_a_bad_loss(processes, folder / "states"))
-    processes.barrier()
-    dist.destroy_process_group()
+    torch.save({clip: steps_taken(processes, clip) for clip in (0.0, 0.5)}, folder / f"{processes.rank}.pt")
+    (folder / f"{processes.rank}.txt").write_text(save_after_a_bad_loss(processes, folder / "states"))
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of their results."""
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(_process, (folder,), nprocs=2)
+    together(_process, 2, folder, folder)
     return folder
 
 

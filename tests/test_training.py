@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from overture.training.metric_log import MetricLog
 from overture.training.train_prior import PriorTrainer, bits_of_files
 from overture.training.train_tokenizer import TokenizerTrainer
 from overture.training.write_tokens import write_tokens
+from together import together
 
 
 def tiny_config() -> RunConfig:
@@ -151,15 +151,6 @@ def test_interrupted_prior_training_is_uninterrupted(
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
 
 
-def _one_of_two(rank: int, path: str, config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}.rendezvous", rank=rank, world_size=2)
-    processes = Processes(rank, 2)
-    _train_some(processes, from_dict(RunConfig, config), path)
-    processes.barrier()
-    torch.distributed.destroy_process_group()
-
-
 def _train_some(processes: Processes, config: RunConfig, path: str) -> None:
     trainer = tokenizer_trainer(config, processes)
     stream = TrainingStream(config.data.build().train, config.data, 8, 3, processes.rank, processes.size)
@@ -173,7 +164,7 @@ def _train_some(processes: Processes, config: RunConfig, path: str) -> None:
 def test_two_processes_train_the_same_tokenizer_as_one(tmp_path: Path) -> None:
     config = tiny_config()
     _train_some(Processes(), config, str(tmp_path / "one"))
-    mp.spawn(_one_of_two, (str(tmp_path / "two"), to_dict(config)), nprocs=2)
+    together(_train_some, 2, tmp_path, config, str(tmp_path / "two"))
     one, two = (checkpoint.load_state(tmp_path / name, 1) for name in ("one", "two"))
     for name, tensor in one["tokenizer"].items():
         assert torch.allclose(tensor.float(), two["tokenizer"][name].float(), atol=2e-4), name

@@ -3,7 +3,7 @@
 A touch is a file opened for writing, a rename, a removal, a folder made or dropped, rights changed: every moment in which
 a save is half done. At an appending to a file of lines half a line is left there, as a power cut leaves it.
 
-    python benchmarks/dying.py DIRECTORY 40,25,0 run quickstart --tiny --out DIRECTORY ...
+    python benchmarks/killing/dying.py DIRECTORY 40,25,0 run quickstart --tiny --out DIRECTORY ...
 
 dies at the 40th touch, begins again, dies at the 25th, begins again and goes on to the end (0), in processes forked from
 one that has imported everything. Prints the touches of a process that came to its end. Of several ranks the first dies.
