@@ -3,6 +3,7 @@
     python benchmarks/two_processes.py
 
 The quickstart's VCQ model at its own sizes: the global batch is the same, so two processes do half of it each.
+The third figure is what this machine allows: two processes that exchange nothing, each on half of the batch.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ from overture.training.train_prior import PriorTrainer
 from overture.training.train_tokenizer import TokenizerTrainer
 
 
-def seconds_a_step(processes: Processes, stage: str, steps: int) -> float:
-    """The median of ``steps`` steps, after three to warm up."""
+def seconds_a_step(processes: Processes, stage: str, steps: int, parts: int) -> float:
+    """The median of ``steps`` steps on one of ``parts`` parts of the batch, after three to warm up."""
     config = recipe_configs("quickstart")[1].resolve(10)
+    lone = parts // processes.size  # what this process believes to be the whole batch is one part of so many
     config = config.changed(
-        {"tokenizer_training.perceptual": NoPerceptual(), "tokenizer_training.adversarial.start": 0}
+        {
+            "tokenizer_training.perceptual": NoPerceptual(),
+            "tokenizer_training.adversarial.start": 0,
+            "tokenizer_training.batch_size": config.tokenizer_training.batch_size // lone,
+            "prior_training.batch_size": config.prior_training.batch_size // lone,
+        }
     )
     if stage == "tokenizer":
         training = config.tokenizer_training
@@ -53,15 +60,19 @@ def seconds_a_step(processes: Processes, stage: str, steps: int) -> float:
     return float(torch.tensor(times).median())
 
 
-def process(rank: int, size: int, folder: str, steps: int) -> None:
+def process(rank: int, size: int, apart: bool, folder: str, steps: int) -> None:
     """One of ``size``; the main one leaves its times."""
     torch.set_num_threads(1)
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    processes = Processes(rank, size)
-    found = {stage: seconds_a_step(processes, stage, steps) for stage in ("tokenizer", "prior")}
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{apart}", rank=rank, world_size=size)
+    processes = Processes(0, 1) if apart else Processes(rank, size)
+    found = {}
+    for stage in ("tokenizer", "prior"):
+        if size > 1:
+            dist.barrier()  # those that work apart begin each stage together all the same
+        found[stage] = seconds_a_step(processes, stage, steps, parts=size)
     if rank == 0:
-        torch.save(found, Path(folder) / f"{size}.pt")
+        torch.save(found, Path(folder) / f"{size}{'-apart' * apart}.pt")
     if size > 1:
         dist.destroy_process_group()
 
@@ -73,13 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            for size in (1, 2):
-                torch.multiprocessing.spawn(process, (size, folder, options.steps), nprocs=size)
-            one, two = (torch.load(Path(folder) / f"{size}.pt") for size in (1, 2))
+            for size, apart in ((1, False), (2, False), (2, True)):
+                torch.multiprocessing.spawn(process, (size, apart, folder, options.steps), nprocs=size)
+            one, two, apart = (torch.load(Path(folder) / f"{name}.pt") for name in ("1", "2", "2-apart"))
         for stage in one:
             print(
                 f"{stage:10} one process {1e3 * one[stage]:6.1f} ms a step, two {1e3 * two[stage]:6.1f} ms: "
-                f"{one[stage] / two[stage]:.2f} times as fast"
+                f"{one[stage] / two[stage]:.2f} times as fast; apart {1e3 * apart[stage]:6.1f} ms: "
+                f"{one[stage] / apart[stage]:.2f}"
             )
 
 
