@@ -2,7 +2,7 @@
 
     python benchmarks/two_processes.py
 
-The quickstart's VCQ model at its own sizes: the global batch is the same, so two processes do half of it each.
+By default the quickstart's VCQ model, with ``--recipe`` the last model of another one, at its own sizes: the global batch is the same, so two processes do half of it each.
 The third figure is what this machine allows: two processes that exchange nothing, each on half of the batch.
 """
 
@@ -25,9 +25,9 @@ from overture.training.train_prior import PriorTrainer
 from overture.training.train_tokenizer import TokenizerTrainer
 
 
-def seconds_a_step(processes: Processes, stage: str, steps: int, parts: int) -> float:
+def seconds_a_step(recipe: str, processes: Processes, stage: str, steps: int, parts: int) -> float:
     """The median of ``steps`` steps on one of ``parts`` parts of the batch, after three to warm up."""
-    config = recipe_configs("quickstart")[1].resolve(10)
+    config = recipe_configs(recipe)[-1].resolve(10)
     lone = parts // processes.size  # what this process believes to be the whole batch is one part of so many
     config = config.changed(
         {
@@ -60,7 +60,7 @@ def seconds_a_step(processes: Processes, stage: str, steps: int, parts: int) -> 
     return float(torch.tensor(times).median())
 
 
-def process(rank: int, size: int, apart: bool, folder: str, steps: int) -> None:
+def process(rank: int, size: int, apart: bool, folder: str, recipe: str, steps: int) -> None:
     """One of ``size``; the main one leaves its times."""
     torch.set_num_threads(1)
     if size > 1:
@@ -70,7 +70,7 @@ def process(rank: int, size: int, apart: bool, folder: str, steps: int) -> None:
     for stage in ("tokenizer", "prior"):
         if size > 1:
             dist.barrier()  # those that work apart begin each stage together all the same
-        found[stage] = seconds_a_step(processes, stage, steps, parts=size)
+        found[stage] = seconds_a_step(recipe, processes, stage, steps, parts=size)
     if rank == 0:
         torch.save(found, Path(folder) / f"{size}{'-apart' * apart}.pt")
     if size > 1:
@@ -79,13 +79,14 @@ def process(rank: int, size: int, apart: bool, folder: str, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3, help="one and two processes take turns so often")
     options = parser.parse_args()
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
             for size, apart in ((1, False), (2, False), (2, True)):
-                torch.multiprocessing.spawn(process, (size, apart, folder, options.steps), nprocs=size)
+                torch.multiprocessing.spawn(process, (size, apart, folder, options.recipe, options.steps), nprocs=size)
             one, two, apart = (torch.load(Path(folder) / f"{name}.pt") for name in ("1", "2", "2-apart"))
         for stage in one:
             print(
