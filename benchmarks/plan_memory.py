@@ -5,6 +5,7 @@
 Both stages of the Base Prologue at a small batch, float32, each in a process of its own, without a perceptual loss.
 "Between steps" is what the process holds over what it held before the trainer was made: weights, optimizer, EMA. "In all"
 is the most it holds in a step: gradients and activations too. Temporary tensors and the allocator are not planned.
+``prior, spread`` is the prior's stage spread over two processes (``--engine.shard``), of which the main one is told.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-STAGES = ("tokenizer", "prior")
+if TYPE_CHECKING:
+    from overture.processes import Processes
+
+STAGES = ("tokenizer", "prior", "prior, spread")
 
 
 def resident() -> float:
@@ -28,7 +33,20 @@ def resident() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
-def measure(stage: str, batch: int) -> dict[str, float]:
+def measure_spread(rank: int, folder: str, batch: int) -> None:
+    """One of two processes; the main one prints what it found."""
+    import torch.distributed as dist
+
+    from overture.processes import Processes
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = measure(STAGES[2], batch, Processes(rank, 2))
+    if rank == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def measure(stage: str, batch: int, processes: Processes) -> dict[str, float]:
     """Plan a stage and take two steps of it in this process."""
     import torch
 
@@ -36,9 +54,8 @@ def measure(stage: str, batch: int) -> dict[str, float]:
     from overture.data.token_files import TokenBatch
     from overture.losses.perceptual import NoPerceptual
     from overture.plan.run_plan import count_images, make_plan
-    from overture.processes import Processes
     from overture.recipes import load_recipe
-    from overture.training.train_prior import PriorTrainer
+    from overture.training.train_prior import EngineConfig, PriorTrainer
     from overture.training.train_tokenizer import TokenizerTrainer
 
     config = load_recipe("prologue-b-b")()[0]
@@ -46,10 +63,11 @@ def measure(stage: str, batch: int) -> dict[str, float]:
         config.tokenizer_training, batch_size=batch, precision="float32", perceptual=NoPerceptual()
     )
     prior_training = replace(config.prior_training, batch_size=batch, precision="float32")
-    config = replace(config, tokenizer_training=tokenizer_training, prior_training=prior_training)
-    plan = make_plan(config, count_images(config))["memory_per_device"][stage]
+    engine = EngineConfig(shard=processes.size > 1)
+    config = replace(config, tokenizer_training=tokenizer_training, prior_training=prior_training, engine=engine)
+    plan = make_plan(config, count_images(config), processes.size)["memory_per_device"][stage.split(",")[0]]
     config = config.resolve(1000)
-    processes = Processes(device=torch.device("cpu"))
+    batch //= processes.size
     labels = torch.zeros(batch, dtype=torch.long)
     gc.collect()
     before = resident()
@@ -59,7 +77,9 @@ def measure(stage: str, batch: int) -> dict[str, float]:
         pictures = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8)
         step = lambda: trainer.train_batch(Batch(pictures, labels, labels))  # noqa: E731
     else:
-        prior = PriorTrainer(config.prior, prior_training, config.tokenizer.layout, seed=0, processes=processes)
+        prior = PriorTrainer(
+            config.prior, prior_training, config.tokenizer.layout, seed=0, processes=processes, engine=engine
+        )
         ids = torch.zeros(batch, config.tokenizer.layout.length, dtype=torch.long)
         step = lambda: prior.train_batch(TokenBatch(ids, labels, labels))  # noqa: E731
     step()
@@ -86,13 +106,21 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, help="measure this one here, and print JSON")
     options = parser.parse_args()
     if options.stage:
-        print(json.dumps(measure(options.stage, options.batch)))
+        if options.stage == STAGES[2]:
+            import torch
+
+            with tempfile.TemporaryDirectory() as folder:
+                torch.multiprocessing.spawn(measure_spread, (folder, options.batch), nprocs=2)
+        else:
+            from overture.processes import Processes
+
+            print(json.dumps(measure(options.stage, options.batch, Processes())))
         return
     for stage in STAGES:
         command = [sys.executable, __file__, "--stage", stage, "--batch", str(options.batch)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         print(
-            f"{stage:10} between steps: planned {found['between planned']:5.0f} MB, measured {found['between']:5.0f} MB;   "
+            f"{stage:13} between steps: planned {found['between planned']:5.0f} MB, measured {found['between']:5.0f} MB;   "
             f"in all: planned {found['all planned']:5.0f} MB, measured {found['all']:5.0f} MB"
         )
 

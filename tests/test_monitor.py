@@ -150,7 +150,7 @@ class Counted(_Monitor):
 
 
 def test_an_interrupted_line_is_measured_again_and_damage_is_refused(tmp_path) -> None:
-    monitor = Counted(RunDirectory(tmp_path), "prior", every=5)
+    monitor = Counted(RunDirectory(tmp_path), "prior", 5, Processes())
     monitor.measure(5)
     monitor.measure(10)
     whole = monitor.path.read_text()
@@ -168,12 +168,12 @@ def test_an_interrupted_line_is_measured_again_and_damage_is_refused(tmp_path) -
 
 def test_a_step_is_measured_once(tmp_path) -> None:
     """A run that goes on from before a measurement asks again, and gets what was found."""
-    monitor = Counted(RunDirectory(tmp_path), "prior", every=5)
+    monitor = Counted(RunDirectory(tmp_path), "prior", 5, Processes())
     assert [step for step in range(16) if monitor.due(step)] == [5, 10, 15]
     found = monitor.measure(10)
-    again = Counted(RunDirectory(tmp_path), "prior", every=5)
+    again = Counted(RunDirectory(tmp_path), "prior", 5, Processes())
     assert (again.measure(10), again.count) == (found, 0)
-    assert not any(Counted(RunDirectory(tmp_path), "prior", every=0).due(step) for step in range(16))
+    assert not any(Counted(RunDirectory(tmp_path), "prior", 0, Processes()).due(step) for step in range(16))
 
 
 class Pipe:
@@ -184,11 +184,8 @@ class Pipe:
     stops_at: ClassVar[int | None] = None
     tokenizer = SimpleNamespace(config=SimpleNamespace(channels=1, image_size=8))
 
-    def __init__(self, *models: object) -> None:
-        pass
-
-    def sample(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, batch_size: int):
-        self.calls.append((seed, 0, len(classes), sampling))
+    def sample(self, classes: torch.Tensor, sampling: Sampling, *, seed: int, first: int, batch_size: int):
+        self.calls.append((seed, first, len(classes), sampling))
         for part in classes.split(batch_size):
             yield torch.zeros(len(part), 1, 8, 8, dtype=torch.uint8)
 
@@ -201,6 +198,7 @@ class Pipe:
         seed: int,
         first: int,
         batch_size: int,
+        dtype: torch.dtype | None = None,
     ):
         for part in classes.split(batch_size):
             if first == self.stops_at:
@@ -256,14 +254,12 @@ def test_samples_whose_file_is_cut_off_are_made_again(pipe, tmp_path, damage: by
 
 def test_samples_to_choose_by_are_not_those_of_the_results(pipe, tmp_path, monkeypatch) -> None:
     calls = pipe.calls
-    monkeypatch.setattr(monitor_module, "Pipeline", Pipe)
     shared = config(WATCH)
     run = RunDirectory(tmp_path)
-    trainer = SimpleNamespace(prior=torch.nn.Identity())
-    monitor = SimpleNamespace(config=shared, run=run, tokenizer=None, trainer=trainer)
+    monitor = SimpleNamespace(config=shared, run=run, processes=Processes())
     for step in (6, 12):
         for kind in ("unguided", "guided"):
-            batches = list(PriorMonitor._samples(monitor, kind, f"{kind}-{step}.png"))  # type: ignore[arg-type]
+            batches = list(PriorMonitor._samples(monitor, pipe(), kind, f"{kind}-{step}.png"))  # type: ignore[arg-type]
             assert sum(map(len, batches)) == 20
             assert (run.samples / "training" / f"{kind}-{step}.png").is_file()
     assert calls[:2] == calls[2:]

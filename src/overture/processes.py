@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,9 +26,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from overture.errors import OvertureError, UsageError
+from overture.errors import OvertureError, UsageError, error_line
 
-__all__ = ["Processes", "choose_device", "on_threads"]
+__all__ = ["Processes", "choose_device", "on_threads", "placed"]
 
 P = TypeVar("P")
 
@@ -84,8 +85,9 @@ class Processes:
     def share_out(self, count: int, block: int = 1) -> range:
         """The run of ``range(count)`` that is this process's; the runs follow each other and cover it.
 
-        Runs begin at multiples of ``block``.
+        Runs begin at multiples of ``block``, unless there are fewer blocks than processes.
         """
+        block = block if count >= block * self.size else 1
         blocks = -(-count // block)
         first, last = (min(count, block * (blocks * rank // self.size)) for rank in (self.rank, self.rank + 1))
         return range(first, last)
@@ -137,6 +139,15 @@ class Processes:
         dist.all_gather(parts, values.to(self.device).contiguous())
         return torch.cat(parts).to(values.device)
 
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """As :meth:`gather`, of tensors that differ in their lengths ``[n, ...]``."""
+        if self.size == 1:
+            return values
+        counts = self.gather(torch.tensor([len(values)])).tolist()
+        padded = torch.cat([values, values.new_zeros(max(counts) - len(values), *values.shape[1:])])
+        parts = self.gather(padded[None])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any process."""
         return self.any_of(flag)[0]
@@ -148,6 +159,36 @@ class Processes:
         raised = torch.tensor([int(flag) for flag in flags])
         dist.all_reduce(raised)
         return tuple(bool(count) for count in raised.tolist())
+
+    @contextmanager
+    def agree(self) -> Iterator[None]:
+        """Around work that each does by itself before all exchange what came of it: if it fails for one, it fails for all.
+
+        Otherwise the others would wait in that exchange. Where only others failed, their reason is raised.
+        """
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if getattr(error, "all_know", False):  # from an agreement within this one
+                raise
+            failed = error
+        said = self._first_said(error_line(failed) if failed else "")
+        failed = failed or (OvertureError(said) if said else None)
+        if failed:
+            failed.all_know = True  # type: ignore[attr-defined]
+            raise failed
+
+    def _first_said(self, text: str) -> str:
+        """What the first process with anything to say has said, and which that is."""
+        if self.size == 1 or not self.any(bool(text)):
+            return ""
+        encoded = torch.zeros(4096, dtype=torch.uint8)
+        letters = text.encode()[: len(encoded)]
+        encoded[: len(letters)] = torch.tensor(list(letters), dtype=torch.uint8)
+        said = [bytes(row[row > 0].tolist()).decode(errors="replace") for row in self.gather(encoded[None])]
+        rank = next(rank for rank, words in enumerate(said) if words)
+        return f"process {rank} of {self.size}: {said[rank]}"
 
     def seed(self, seed: int, stage: str, step: int) -> None:
         """Make torch's random numbers a function of (seed, stage, step, rank): dropout, fresh weights; and those of
@@ -165,7 +206,7 @@ class Processes:
         processes there are.
         """
         drawn = torch.rand(rows * self.size, generator=self._shared)
-        return drawn[self.rank * rows : (self.rank + 1) * rows].to(self.device)
+        return placed(drawn[self.rank * rows : (self.rank + 1) * rows], self.device)
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
@@ -238,6 +279,14 @@ def on_threads(work: Callable[[P], None], pieces: Iterable[P]) -> None:
                 pass
     finally:
         torch.set_num_threads(threads)
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on ``device``: the copy is queued, and nobody waits for what the device does before.
+
+    The tensor may go at once: CUDA stages what does not lie in pinned memory. MPS does not, so there the copy is awaited.
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -61,9 +61,9 @@ class ReconstructionReport:
     """``rFID`` or ``rFD(network)``, to the very images that were encoded."""
     lpips: float | None
     ids_NT: Tensor
-    """This process's local ids."""
+    """The local ids of all images."""
     shown: Tensor
-    """The first images of this process and their reconstructions, uint8 ``[2, n, C, H, W]``."""
+    """Some images and their reconstructions, uint8 ``[2, n, C, H, W]``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -81,19 +81,22 @@ def measure_reconstruction(
     *,
     lpips: Lpips | None = None,
     shown: int = 16,
+    start: int = 0,
     device: torch.device | str = "cpu",
     processes: Processes = Processes(),
     progress: bool = False,
 ) -> ReconstructionReport:
     """Encode and decode every image once: PSNR, SSIM, codebook usage; with a ``network`` the distance of the
-    reconstructions to their originals; with ``lpips`` that too. ``shown`` pairs are kept for a picture."""
+    reconstructions to their originals; with ``lpips`` that too. ``shown`` pairs are kept for a picture.
+
+    ``start`` is the place of this process's first image among those of all processes."""
     quality, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
     perceptual = LpipsMeter(lpips) if lpips is not None else None
     sides = _Sides(network) if network is not None else None
     error_2 = torch.zeros(2, dtype=torch.double)  # sum of absolute errors, number of values
     ids: list[Tensor] = []
-    pairs = _DrawnPairs(shown)
-    with progress_bar("reconstructing", shown=progress) as bar:
+    pairs = _DrawnPairs(shown, start)
+    with processes.agree(), progress_bar("reconstructing", shown=progress) as bar:
         for images in batches:
             heed_stop("the measurements")
             x = to_float(images.to(device))
@@ -122,16 +125,19 @@ def measure_reconstruction(
         l1=total / values,
         distance=sides.distance(conditions) if sides is not None else None,
         lpips=perceptual.result() if perceptual is not None else None,
-        ids_NT=torch.cat(ids) if ids else torch.empty(0, tokenizer.layout.length, dtype=torch.long),
-        shown=pairs.result(),
+        ids_NT=processes.gather_rows(
+            torch.cat(ids) if ids else torch.empty(0, tokenizer.layout.length, dtype=torch.long)
+        ),
+        shown=pairs.result(processes),
     )
 
 
 class _DrawnPairs:
     """``count`` images with their reconstructions, drawn from all of them: data are often sorted by class."""
 
-    def __init__(self, count: int) -> None:
-        self.count, self.seen, self.draws = count, 0, generator("choice", 0)
+    def __init__(self, count: int, start: int) -> None:
+        self.count, self.seen, self.draws = count, start, generator("choice", 0)
+        self.draws.random(start)  # those of the images before
         self.kept: list[tuple[float, int, Tensor]] = []
 
     def update(self, images: Tensor, decoded: Tensor) -> None:
@@ -141,10 +147,15 @@ class _DrawnPairs:
                 self.kept = sorted([*self.kept, (draw, self.seen, pair)], key=lambda one: one[0])[: self.count]
             self.seen += 1
 
-    def result(self) -> Tensor:
-        """``[2, count, C, H, W]``, in the order of the images."""
-        pairs = [pair for _, _, pair in sorted(self.kept, key=lambda one: one[1])]
-        return torch.stack(pairs, dim=1) if pairs else torch.empty(2, 0)
+    def result(self, processes: Processes) -> Tensor:
+        """``[2, count, C, H, W]`` of all processes, in the order of the images."""
+        if not self.count:
+            return torch.empty(2, 0)
+        self.kept.sort(key=lambda one: one[1])
+        draws = processes.gather_rows(torch.tensor([draw for draw, _, _ in self.kept], dtype=torch.double))
+        pairs = processes.gather_rows(torch.stack([pair for _, _, pair in self.kept]))
+        chosen = draws.argsort(stable=True)[: self.count].sort().values
+        return pairs[chosen].transpose(0, 1)
 
 
 class _Sides:

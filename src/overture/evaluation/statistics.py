@@ -123,7 +123,7 @@ def collect(
         raise UsageError(f"batch size is {batch_size}, needs at least 1")
     if total < processes.size:
         raise OvertureError(f"{images.name}: {total} images for {processes.size} processes; start fewer")
-    share = processes.share_out(total, batch_size if total >= batch_size * processes.size else 1)
+    share = processes.share_out(total, batch_size)
     drawn = images if total == available else DrawnImages(images, some_of(available, total))
     rows = np.arange(share.start, share.stop, dtype=np.int64)
     measured = measure_batches(
@@ -157,7 +157,7 @@ def measure_batches(
     Where the total is not known before, there is no Inception Score: its splits are drawn.
     """
     collector = _Collector(network, total, start, keep_features, split_size)
-    with progress_bar(name, total, shown=progress) as bar:
+    with processes.agree(), progress_bar(name, total, shown=progress) as bar:
         for batch in in_blocks(batches):
             heed_stop("the measurements")
             collector.update(batch, network.outputs(batch))
@@ -225,7 +225,7 @@ class _Collector:
             gaussian=self.features.result(),
             spatial=self.spatial.result() if self.spatial else None,
             score=self.score.result() if self.score else None,
-            features_ND=None if self.kept is None else _joined(self.kept, self.network.dims, total, processes),
+            features_ND=None if self.kept is None else _joined(self.kept, self.network.dims, processes),
             size=self.size,
             network=self.network.name,
             network_hash=self.network.weights_hash,
@@ -233,14 +233,9 @@ class _Collector:
         )
 
 
-def _joined(parts: list[Tensor], dims: int, total: int, processes: Processes) -> Tensor:
+def _joined(parts: list[Tensor], dims: int, processes: Processes) -> Tensor:
     """The features of all processes, in the order of the images."""
-    mine_ND = torch.cat(parts) if parts else torch.zeros(0, dims)
-    counts = processes.gather(torch.tensor([len(mine_ND)]))
-    start = int(counts[: processes.rank].sum())
-    all_ND = torch.zeros(total, dims)
-    all_ND[start : start + len(mine_ND)] = mine_ND
-    return processes.sum(all_ND)
+    return processes.gather_rows(torch.cat(parts) if parts else torch.zeros(0, dims))
 
 
 # -- by what the user calls it --------------------------------------------------------------------------------------

@@ -27,8 +27,6 @@ def check_run(config: RunConfig, processes: Processes = Processes(), until: str 
         config.tokenizer.build()
         config.prior.build(config.tokenizer.layout)
         config.tokenizer_training.adversarial.build(config.data.channels, config.data.image_size)
-    if config.engine.shard and config.watch.prior_every:
-        raise UsageError("--engine.shard does not go with --watch.prior-every: no process holds the prior in one piece")
     _check_schedules(config)
     _check_batches(config, processes)
     _check_networks(config)

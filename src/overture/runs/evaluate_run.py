@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from overture.analysis import shared_rows
 from overture.analysis.entropy import ConditionalEntropy, conditional_entropy
-from overture.data.base import same_fingerprint
+from overture.data.base import Source, same_fingerprint, subset
 from overture.data.npz import array_entries, read_array
 from overture.data.order import some_of
 from overture.data.stream import ImageData, evaluation_batches
@@ -26,11 +24,19 @@ from overture.evaluation.conditions import CENTRE_CROP, Conditions
 from overture.evaluation.evaluation import chosen_metrics, evaluate, features_needed
 from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.evaluation.reconstruction import ReconstructionReport, measure_reconstruction
-from overture.evaluation.statistics import joined_pixels, measure_batches, open_reference, open_samples
+from overture.evaluation.sample_file import partial_file, write_sample_file
+from overture.evaluation.statistics import (
+    BLOCK,
+    ImageStatistics,
+    joined_pixels,
+    measure_batches,
+    open_reference,
+    open_samples,
+)
 from overture.files import remove
 from overture.losses.perceptual import Lpips, LpipsConfig, available_lpips
 from overture.model_files import read_metadata
-from overture.pictures import GrowingImages, save_npz, save_picture
+from overture.pictures import save_picture
 from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.sampling import Sampling
@@ -54,39 +60,56 @@ KEPT_IMAGES = 10_000
 """Images of the training set beside its statistics, for metrics on features: as many as ADM's references keep."""
 
 
-def evaluate_run(config: RunConfig, data: ImageData, run: RunDirectory, pipe: Pipeline, progress: Progress) -> None:
-    """Measure everything that is not measured yet, into ``results.json`` and ``samples/``."""
+def evaluate_run(
+    config: RunConfig,
+    data: ImageData,
+    run: RunDirectory,
+    pipe: Pipeline,
+    progress: Progress,
+    processes: Processes = Processes(),
+) -> None:
+    """Measure everything that is not measured yet, into ``results.json`` and ``samples/``.
+
+    Processes share what takes long; the main one does the rest, and writes.
+    """
     judge = judge_network(config, run, pipe.device)
-    make_training_reference(config, data, judge, run)
-    parts: dict[str, Callable[[], Any]] = {
+    make_training_reference(config, data, judge, run, processes)
+    together: dict[str, Callable[[], Any]] = {
+        "likelihood": lambda: measure_run_likelihood(pipe, run, progress, processes),
+        "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge, progress, processes),
+        "generation": lambda: measure_generation(config, data, run, pipe, judge, processes),
+    }
+    alone: dict[str, Callable[[], Any]] = {
         "entropy": lambda: token_entropy(run).to_dict(),
-        "likelihood": lambda: measure_run_likelihood(pipe, run, progress),
-        "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge, progress),
         "elbo": lambda: negative_elbo(config, run.read_results()),
-        "generation": lambda: measure_generation(config, data, run, pipe, judge, progress),
     }
     if len(pipe.layout.segments) > 1:
-        parts["shared_rows"] = lambda: measure_shared_rows(config, run, pipe, judge)
-    for name, measure in parts.items():
-        if getattr(run.read_results(), name) is None:
-            _measure(name, measure, run, progress)
-    if not (run.samples / "classes.png").exists():
+        alone["shared_rows"] = lambda: measure_shared_rows(config, run, pipe, judge)
+    for name, measure in {**together, **alone}.items():
+        if processes.any(processes.is_main and getattr(run.read_results(), name) is None):
+            _measure(name, measure if name in together or processes.is_main else dict, run, progress, processes)
+    if processes.is_main and not (run.samples / "classes.png").exists():
         draw_samples(config, run, pipe)
 
 
-def _measure(name: str, measure: Callable[[], Any], run: RunDirectory, progress: Progress) -> None:
+def _measure(
+    name: str, measure: Callable[[], Any], run: RunDirectory, progress: Progress, processes: Processes
+) -> None:
     """Measure a part and keep it. One that fails is recorded with its reason, and never takes the others with it."""
     try:
-        value = measure()
-    except Interrupted:
-        raise
+        with processes.agree():
+            value = measure()
     except Exception as error:  # whatever a measurement raises: a network of a stranger, a matrix without a root
-        reason = error_line(error)
+        # All are here: what failed for one has failed for all, and a stop that one was asked for is one of all.
+        heed_stop("the measurements", processes.any(stop_requested() or isinstance(error, Interrupted)))
+        value, reason = None, error_line(error)
         progress.say(f"{name} could not be measured: {reason}")
-        results = run.read_results()
-        run.write_results(dataclasses.replace(results, failed={**results.failed, name: reason}))
+    if not processes.is_main:
         return
     results = run.read_results()
+    if value is None:
+        run.write_results(dataclasses.replace(results, failed={**results.failed, name: reason}))
+        return
     failed = {part: reason for part, reason in results.failed.items() if part != name}
     run.write_results(dataclasses.replace(results, **{name: value, "failed": failed}))
 
@@ -107,25 +130,39 @@ def judge_network(config: RunConfig, run: RunDirectory, device: torch.device | s
     return load_network(f"domain:{run.judge}" if name == "domain" else name, device)
 
 
-def make_training_reference(config: RunConfig, data: ImageData, judge: FeatureNetwork, run: RunDirectory) -> None:
+def make_training_reference(
+    config: RunConfig,
+    data: ImageData,
+    judge: FeatureNetwork,
+    run: RunDirectory,
+    processes: Processes = Processes(),
+) -> None:
     """Write statistics of the centre-cropped training images, and some of these images, if they are not there yet."""
     fingerprint = data.train.fingerprint()
-    if run.reference.exists():
+    if processes.any(processes.is_main and run.reference.exists()):
         words = array_entries(run.reference)
         known = str(read_array(words["fingerprint"])) if "fingerprint" in words else ""
         if not same_fingerprint(known, fingerprint):
             raise OvertureError(f"{run.reference}: statistics of other images than there are now; delete it")
         return
-    kept: list[Tensor] = []
-    chosen = torch.from_numpy(some_of(len(data.train), KEPT_IMAGES))
+    images = centre_crops(data.train, config, processes)
+    side = measure_batches(f"{data.train.name}, training images", judge, images, processes=processes)
+    if processes.is_main:
+        chosen = subset(data.train, some_of(len(data.train), KEPT_IMAGES))
+        kept = joined_pixels(centre_crops(chosen, config))
+        side.save(run.reference, {"arr_0": kept, "fingerprint": np.array(fingerprint)})
+    processes.barrier()
 
-    def images() -> Iterator[Tensor]:
-        for batch in evaluation_batches(data.train, config.data, config.evaluation.batch_size):
-            kept.append(batch.images[torch.isin(batch.indices, chosen)])
-            yield batch.images
 
-    side = measure_batches(f"{data.train.name}, training images", judge, images())
-    side.save(run.reference, {"arr_0": joined_pixels(kept), "fingerprint": np.array(fingerprint)})
+def centre_crops(source: Source, config: RunConfig, processes: Processes = Processes()) -> Iterator[Tensor]:
+    """This process's share of the images, uint8 ``[B, C, H, W]``."""
+    mine = source if processes.size == 1 else subset(source, np.array(image_share(source, processes)))
+    return (batch.images for batch in evaluation_batches(mine, config.data, config.evaluation.batch_size))
+
+
+def image_share(source: Source, processes: Processes) -> range:
+    """The images that are this process's; they begin where a block of a feature network does."""
+    return processes.share_out(len(source), BLOCK)
 
 
 def token_entropy(run: RunDirectory) -> ConditionalEntropy:
@@ -134,13 +171,16 @@ def token_entropy(run: RunDirectory) -> ConditionalEntropy:
     return conditional_entropy(file.ids(crop=file.central_crop), layout=file.layout)
 
 
-def measure_run_likelihood(pipe: Pipeline, run: RunDirectory, progress: Progress) -> dict[str, Any]:
+def measure_run_likelihood(
+    pipe: Pipeline, run: RunDirectory, progress: Progress, processes: Processes = Processes()
+) -> dict[str, Any]:
     """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
     out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "central"}
     for part in ("train", "held_out"):
         file = run.token_file(part)
         progress.start(f"likelihood {part}", file.rows, unit="image")
-        found = measure_likelihood(pipe.prior, file.parts(100), done=advancing(progress))
+        mine = np.array(processes.share_out(file.rows, 100))
+        found = measure_likelihood(pipe.prior, file.parts(100, mine), done=advancing(progress), processes=processes)
         progress.finish()
         for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):
             bits = bits_L.tolist()
@@ -172,11 +212,6 @@ def run_conditions(config: RunConfig, run: RunDirectory, kind: str) -> Condition
     )
 
 
-def held_out_images(config: RunConfig, data: ImageData) -> Iterator[Tensor]:
-    """Every held-out image, centre-cropped, uint8 ``[B, C, H, W]``."""
-    return (b.images for b in evaluation_batches(data.held_out, config.data, config.evaluation.batch_size))
-
-
 def reconstruction_results(
     config: RunConfig,
     data: ImageData,
@@ -184,17 +219,21 @@ def reconstruction_results(
     pipe: Pipeline,
     judge: FeatureNetwork,
     progress: Progress,
+    processes: Processes = Processes(),
 ) -> dict[str, Any]:
     """Held-out images encoded and decoded: PSNR, SSIM, LPIPS where its weights are at hand, usage, distance; a picture."""
     report: ReconstructionReport = measure_reconstruction(
         pipe.tokenizer,
-        held_out_images(config, data),
+        centre_crops(data.held_out, config, processes),
         judge,
         run_conditions(config, run, "tokenizer"),
         lpips=_lpips(config, pipe.device, progress),
+        start=image_share(data.held_out, processes).start,
         device=pipe.device,
+        processes=processes,
     )
-    save_picture(report.shown.flatten(0, 1), report.shown.shape[1], run.samples / "reconstructions.png")
+    if processes.is_main:
+        save_picture(report.shown.flatten(0, 1), report.shown.shape[1], run.samples / "reconstructions.png")
     return report.to_dict()
 
 
@@ -234,37 +273,46 @@ def measure_generation(
     run: RunDirectory,
     pipe: Pipeline,
     judge: FeatureNetwork,
-    progress: Progress,
+    processes: Processes = Processes(),
 ) -> dict[str, Any]:
     """Samples without guidance and with it, and real held-out images, all against the training images."""
     keep = features_needed(chosen_metrics(config.evaluation.metrics))
-    where = Processes(device=pipe.device)
-    reference = open_reference(str(run.reference), judge, keep_features=keep, processes=where)
+    reference = open_reference(str(run.reference), judge, keep_features=keep, processes=processes)
     out = {}
     for kind, sampling in config.evaluation.samplings.items():
         path = run.samples / f"{kind}.npz"
         if not path.exists():
             raise OvertureError(f"{path}: these samples could not be made")
-        remove(_growing(run, kind))
-        samples = open_samples(str(path), judge, keep_features=keep, processes=where)
+        if processes.is_main:
+            remove(partial_file(path))
+        samples = open_samples(str(path), judge, keep_features=keep, processes=processes)
         words: dict[str, Any] = sampling.to_dict()
         about = dataclasses.replace(run_conditions(config, run, "prior"), resize=None, classes="balanced", **words)
         out[kind] = evaluate(samples, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()
     # The floor of every metric: what images score that were never generated.
-    name = f"{data.held_out.name}, held-out images"
-    reconstruction = run.read_results().reconstruction
-    # As many as can be read: corrupt ones are left out. They are counted again where reconstruction failed: nobody measures
-    # this a second time once it is recorded, so it may hold no less than it would otherwise.
-    total = reconstruction["quality"]["images"] if reconstruction else sum(map(len, held_out_images(config, data)))
-    real = measure_batches(name, judge, held_out_images(config, data), total=total, keep_features=keep, processes=where)
+    real = measure_held_out(config, data, run, judge, keep, processes)
     about = Conditions(image_size=config.data.image_size, **CENTRE_CROP)
     out["held_out"] = evaluate(real, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()
     return out
 
 
-def _growing(run: RunDirectory, kind: str) -> Path:
-    """Samples so far, of no use once ``samples/KIND.npz`` is there."""
-    return run.samples / f"{kind}.partial"
+def measure_held_out(
+    config: RunConfig, data: ImageData, run: RunDirectory, judge: FeatureNetwork, keep: bool, processes: Processes
+) -> ImageStatistics:
+    """Real held-out images under the network, with their features if these are to be kept."""
+    start, total = image_share(data.held_out, processes).start, len(data.held_out)
+    reconstruction = run.read_results().reconstruction
+    if reconstruction is None or reconstruction["quality"]["images"] != total:
+        # Corrupt ones are left out, so those that can be read are counted first. They are counted too where nothing tells:
+        # nobody measures this a second time once it is recorded, so it may hold no less than it would otherwise.
+        with processes.agree():
+            readable = sum(map(len, centre_crops(data.held_out, config, processes)))
+        counts = processes.gather(torch.tensor([readable]))
+        start, total = int(counts[: processes.rank].sum()), int(counts.sum())
+    return measure_batches(
+        f"{data.held_out.name}, held-out images", judge, centre_crops(data.held_out, config, processes),
+        total=total, start=start, keep_features=keep, processes=processes,
+    )  # fmt: skip
 
 
 def write_samples(
@@ -280,29 +328,17 @@ def write_samples(
 
     All processes sample, the main one writes.
     """
-    evaluation, tokenizer = config.evaluation, pipe.tokenizer.config
-    classes = balanced_classes(evaluation.samples, config.prior.num_classes)
-    shape = (tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
-    with GrowingImages(_growing(run, kind), shape) if processes.is_main else nullcontext() as images:
-        done = int(processes.sum(torch.tensor(images.count if images else 0)))
-        progress.start(f"samples {kind}", len(classes), done, unit="image")
-        batches = pipe.sample_together(
-            classes[done:],
-            sampling,
-            processes=processes,
-            seed=config.seed,
-            first=done,
-            batch_size=evaluation.batch_size,
-        )
-        for batch in batches if done < len(classes) else ():
-            if images:
-                images.add(batch)
-            progress.advance(len(batch))
-            heed_stop("stage samples", processes.any(stop_requested()))
-        if images:
-            save_npz(images.batches(1000), classes.tolist(), run.samples / f"{kind}.npz")
-    processes.barrier()
-    progress.finish()
+    classes = balanced_classes(config.evaluation.samples, config.prior.num_classes)
+    write_sample_file(
+        run.samples / f"{kind}.npz",
+        pipe,
+        classes,
+        sampling,
+        seed=config.seed,
+        batch_size=config.evaluation.batch_size,
+        progress=progress,
+        processes=processes,
+    )
 
 
 def measure_shared_rows(config: RunConfig, run: RunDirectory, pipe: Pipeline, judge: FeatureNetwork) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from overture.evaluation.conditions import Conditions
 from overture.evaluation.evaluation import frechet_measurement
 from overture.evaluation.networks import FeatureNetwork
 from overture.evaluation.reconstruction import measure_reconstruction
-from overture.evaluation.statistics import measure_batches, read_statistics
+from overture.evaluation.statistics import BLOCK, measure_batches, read_statistics
 from overture.files import append_line, read_json_lines
 from overture.pictures import save_picture
 from overture.pipeline import Pipeline, balanced_classes
+from overture.processes import Processes
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
 from overture.runs.forms import Each, check_form, number
@@ -37,10 +38,13 @@ SEED_SHIFT = 7919  # other samples than those of the finished run's results
 
 
 class _Monitor:
-    """Remembers on disk what was measured, so that a run that goes on neither repeats nor forgets."""
+    """Remembers on disk what was measured, so that a run that goes on neither repeats nor forgets.
 
-    def __init__(self, run: RunDirectory, stage: str, every: int) -> None:
-        self.run, self.stage, self.every = run, stage, every
+    All processes measure together; the main one remembers.
+    """
+
+    def __init__(self, run: RunDirectory, stage: str, every: int, processes: Processes) -> None:
+        self.run, self.stage, self.every, self.processes = run, stage, every, processes
         self.path = run.root / f"watch-{stage}.jsonl"
 
     def known(self) -> dict[int, dict[str, float]]:
@@ -58,12 +62,16 @@ class _Monitor:
         return bool(self.every and step and step % self.every == 0)
 
     def measure(self, step: int) -> dict[str, float]:
-        """The numbers of this step: measured now, or found in the file."""
-        known = self.known()
-        if step not in known:
-            known[step] = self.measure_now(step)
-            append_line(self.path, {"step": step, "values": known[step]})
-        return known[step]
+        """The numbers of this step: measured now, or found in the file. Of those that are found only the main process knows."""
+        main = self.processes.is_main
+        with self.processes.agree():
+            known = self.known() if main else {}
+        if self.processes.any(main and step not in known):
+            with self.processes.agree():
+                known[step] = self.measure_now(step)
+                if main:
+                    append_line(self.path, {"step": step, "values": known[step]})
+        return known.get(step, {})
 
     def measure_now(self, step: int) -> dict[str, float]:
         """Measure the model as it is."""
@@ -76,15 +84,18 @@ class TokenizerMonitor(_Monitor):
     def __init__(
         self, config: RunConfig, data: ImageData, run: RunDirectory, trainer: TokenizerTrainer, judge: FeatureNetwork
     ) -> None:
-        super().__init__(run, "tokenizer", config.watch.tokenizer_every)
+        super().__init__(run, "tokenizer", config.watch.tokenizer_every, trainer.processes)
         self.config, self.trainer, self.judge = config, trainer, judge
         self.source = subset(data.held_out, some_of(len(data.held_out), config.watch.images))
 
     def measure_now(self, step: int) -> dict[str, float]:
         """rFD, PSNR, SSIM, share of codes used by segment, and the entropy of the images' tokens."""
-        tokenizer, device = self.trainer.tokenizer.eval(), self.trainer.processes.device
-        images = (batch.images for batch in evaluation_batches(self.source, self.config.data, 100))
-        report = measure_reconstruction(tokenizer, images, self.judge, shown=0, device=device)
+        tokenizer, processes = self.trainer.tokenizer.eval(), self.processes
+        batches = evaluation_batches(self.source, self.config.data, 100, processes.rank, processes.size)
+        images = (batch.images for batch in batches)
+        report = measure_reconstruction(
+            tokenizer, images, self.judge, shown=0, device=processes.device, processes=processes
+        )
         assert report.distance is not None
         entropy = conditional_entropy(report.ids_NT.numpy(), layout=tokenizer.layout)
         values = {
@@ -111,32 +122,41 @@ class PriorMonitor(_Monitor):
         judge: FeatureNetwork,
         save: Callable[[Path], None],
     ) -> None:
-        super().__init__(run, "prior", config.watch.prior_every)
+        super().__init__(run, "prior", config.watch.prior_every, trainer.processes)
         self.config, self.trainer, self.tokenizer, self.judge, self.save = config, trainer, tokenizer, judge, save
         self.reference = read_statistics(run.reference, judge)
 
     def measure_now(self, step: int) -> dict[str, float]:
         """gFD unguided and guided; writes the first samples as a picture."""
         values = {}
+        pipe = Pipeline(self.tokenizer, self.trainer.whole_prior().eval())
         for kind in self.config.evaluation.samplings:
             name = "gfd" if kind == "unguided" else "gfd_guided"
-            side = measure_batches("samples", self.judge, self._samples(kind, f"{name}-{step:08d}.png"))
+            samples = self._samples(pipe, kind, f"{name}-{step:08d}.png")
+            side = measure_batches("samples", self.judge, samples, processes=self.processes)
             values[name] = frechet_measurement(name, side, self.reference, self.judge, Conditions()).value
         best = self.config.watch.keep_best
-        if best != "none" and all(values[best] < earlier[best] for earlier in self.known().values()):
+        main = self.processes.is_main
+        if best != "none" and self.processes.any(
+            main and all(values[best] < earlier[best] for earlier in self.known().values())
+        ):
             self.save(self.run.prior / "best" / "model.safetensors")
         return values
 
-    def _samples(self, kind: str, picture: str) -> Iterator[Tensor]:
-        """The same draws at every step."""
+    def _samples(self, pipe: Pipeline, kind: str, picture: str) -> Iterator[Tensor]:
+        """This process's share of the samples; the same draws at every step."""
         evaluation, num_classes = self.config.evaluation, self.config.prior.num_classes
-        pipe = Pipeline(self.tokenizer, self.trainer.prior.eval())
         classes = balanced_classes(self.config.watch.samples, num_classes)
+        mine = self.processes.share_out(len(classes), BLOCK)
         columns = min(num_classes, 10)
         batches = pipe.sample(
-            classes, evaluation.samplings[kind], seed=self.config.seed + SEED_SHIFT, batch_size=evaluation.batch_size
+            classes[mine.start : mine.stop],
+            evaluation.samplings[kind],
+            seed=self.config.seed + SEED_SHIFT,
+            first=mine.start,
+            batch_size=evaluation.batch_size,
         )
         for position, images in enumerate(batches):
-            if position == 0:
+            if position == 0 and self.processes.is_main:
                 save_picture(images[: 8 * columns], columns, self.run.samples / "training" / picture)
             yield images

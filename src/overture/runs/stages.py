@@ -82,8 +82,7 @@ def execute(
         return config
     pipe = Pipeline.load(run.root, processes.device)
     _samples_stage(config, run, pipe, progress, processes)
-    if processes.is_main:  # the others wait at the barrier
-        evaluate_run(config, data, run, pipe, progress)
+    evaluate_run(config, data, run, pipe, progress, processes)
     processes.barrier()
     return config
 
@@ -185,7 +184,7 @@ def _tokenizer_stage(
     )
     stream = TrainingStream(data.train, config.data, training.batch_size, config.seed, processes.rank, processes.size)
     monitor = None
-    if config.watch.tokenizer_every and processes.is_main:
+    if config.watch.tokenizer_every:
         monitor = TokenizerMonitor(config, data, run, trainer, judge_network(config, run, processes.device))
     with _timed(run, "tokenizer", processes):
         train(trainer, stream.batches, run.tokenizer, run.metrics, progress, monitor=monitor)
@@ -254,9 +253,9 @@ def _prior_stage(
     stream = TokenStream(files["train"], training.batch_size, config.seed, processes.rank, processes.size)
     about: dict[str, Any] = {"run_config": to_dict(config), "tokenizer_hash": digest}
     monitor = None
-    if config.watch.prior_every and processes.is_main:
+    if config.watch.prior_every:
         judge = judge_network(config, run, processes.device)
-        make_training_reference(config, data, judge, run)
+        make_training_reference(config, data, judge, run, processes)
         tokenizer = load_tokenizer(run.root, device=processes.device)
         monitor = PriorMonitor(config, run, trainer, tokenizer, judge, lambda path: trainer.save(path, about))
     with _timed(run, "prior", processes):

@@ -81,8 +81,8 @@ def train(
 ) -> None:
     """Train to the end, from the last checkpoint in ``directory``, and save there.
 
-    ``batches(step)`` gives the batches from that step on. ``measure`` is part of the stage, ``monitor`` is not: it works
-    on the main process alone, and the others wait for it at their next exchange.
+    ``batches(step)`` gives the batches from that step on. ``measure`` is part of the stage, ``monitor`` is not: where it
+    fails, the training goes on.
 
     Raises :class:`Interrupted` after saving when the user asks to stop.
     """
@@ -165,8 +165,8 @@ class Checkpointer:
 
 
 def _measure_if_due(monitor: Monitor | None, trainer: Trainer, log: MetricLog | None, progress: Progress) -> None:
-    """A measurement that fails is told, and the training goes on: only the main process comes further than two lines."""
-    if monitor is None or log is None or not monitor.due(trainer.step):
+    """A measurement that fails, for all processes then, is told, and the training goes on."""
+    if monitor is None or not monitor.due(trainer.step):
         return
     try:
         values = monitor.measure(trainer.step)
@@ -175,5 +175,5 @@ def _measure_if_due(monitor: Monitor | None, trainer: Trainer, log: MetricLog | 
     except Exception as error:
         progress.say(f"measuring at step {trainer.step} failed: {error_line(error)}")
         return
-    if not log.holds(trainer.step, values):
+    if log and not log.holds(trainer.step, values):
         log.write(trainer.step, values)

@@ -184,10 +184,13 @@ def bits_of_files(trainer: PriorTrainer, files: dict[str, TokenFile]) -> Measure
     def measure(step: int) -> dict[str, float]:
         if step % training.evaluate_every and step != training.steps:
             return {}
-        prior = trainer.whole_prior()
-        return {
-            f"{name}_bits_per_image": float(measure_likelihood(prior, file.parts(100, rows[name])).vocabulary.sum())
-            for name, file in files.items()
-        }
+        prior, processes = trainer.whole_prior(), trainer.processes
+        values = {}
+        for name, file in files.items():
+            mine = processes.share_out(len(rows[name]), 100)
+            batches = file.parts(100, rows[name][mine.start : mine.stop])
+            found = measure_likelihood(prior, batches, processes=processes)
+            values[f"{name}_bits_per_image"] = float(found.vocabulary.sum())
+        return values
 
     return measure
