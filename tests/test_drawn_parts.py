@@ -18,6 +18,7 @@ from overture.evaluation.networks import load_network
 from overture.evaluation.reconstruction import measure_reconstruction
 from overture.evaluation.statistics import collect, save_reference
 from overture.layout import Layout
+from overture.processes import Processes
 from overture.recipes import recipe_configs
 from overture.runs.directory import RunDirectory
 from overture.runs.evaluate_run import make_training_reference
@@ -86,13 +87,13 @@ def test_rows_that_a_prior_is_measured_on(tmp_path: Path, monkeypatch: pytest.Mo
     writer.finish()
     seen: list[np.ndarray] = []
 
-    def measured(prior: object, batches: object) -> SimpleNamespace:
+    def measured(prior: object, batches: object, processes: Processes) -> SimpleNamespace:
         seen.append(torch.cat([classes for _, classes in batches]).numpy())  # type: ignore[attr-defined]
         return SimpleNamespace(vocabulary=torch.zeros(1))
 
     monkeypatch.setattr(train_prior, "measure_likelihood", measured)
     training = SimpleNamespace(evaluate_every=1, steps=2, evaluate_rows=60)
-    trainer = SimpleNamespace(training=training, whole_prior=lambda: None)
+    trainer = SimpleNamespace(training=training, whole_prior=lambda: None, processes=Processes())
     measure = bits_of_files(trainer, {"train": TokenFile.open(tmp_path / "a.tokens")})  # type: ignore[arg-type]
     for step in (1, 2):
         measure(step)
@@ -104,7 +105,8 @@ def test_rows_that_a_prior_is_measured_on(tmp_path: Path, monkeypatch: pytest.Mo
 def test_held_out_images_that_a_tokenizer_is_watched_on(tmp_path: Path) -> None:
     source = ArraySource("sorted", IMAGES, LABELS, [str(n) for n in range(10)])
     config = recipe_configs("quickstart", tiny=True)[1].changed({"watch.images": 60})
-    monitor = TokenizerMonitor(config, ImageData(source, source, 8, 1), RunDirectory(tmp_path), None, None)  # type: ignore[arg-type]
+    trainer = SimpleNamespace(processes=Processes())
+    monitor = TokenizerMonitor(config, ImageData(source, source, 8, 1), RunDirectory(tmp_path), trainer, None)  # type: ignore[arg-type]
     assert len(monitor.source) == 60
     spread(monitor.source.labels)
 

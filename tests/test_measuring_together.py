@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import overture.runs.evaluate_run as evaluate_run_module
+from killing.tiny_runs import draw_images
 from overture.errors import OvertureError
 from overture.losses.perceptual import NoPerceptual
 from overture.model_files import read_weights
@@ -30,18 +31,20 @@ from together import together
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-WATCH = WatchConfig(tokenizer_every=2, prior_every=2, images=230, samples=210, keep_best="gfd")
+WATCH = WatchConfig(tokenizer_every=2, prior_every=2, images=110, samples=210, keep_best="gfd")
 
 
-def config() -> RunConfig:
-    """Two segments, so that there are rows to share; 210 samples are two blocks and a bit."""
+def config(run: Path) -> RunConfig:
+    """Two segments, so that there are rows to share; 210 samples are two blocks and a bit. Images lie beside the first run."""
     tiny = recipe_configs("prologue-fashion-mnist", tiny=True)[-1].resolve(10)
+    images = (run / "images.txt").read_text()
     classifier = replace(tiny.judge.training, steps=3)
     training = replace(
         tiny.tokenizer_training, steps=16, adversarial=replace(tiny.tokenizer_training.adversarial, start=99)
     )
     return replace(
         tiny,
+        data=replace(tiny.data, source=images, held_out_share=0.3, corrupt_limit=0.1),
         judge=replace(tiny.judge, training=classifier),
         perceptual_network=replace(tiny.perceptual_network, training=classifier),
         tokenizer_training=training,
@@ -54,8 +57,14 @@ def config() -> RunConfig:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both models are trained, nothing is measured."""
     torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("trained") / "run"
-    execute(config(), RunDirectory(root), SilentProgress(), Processes(), until="prior")
+    folder = tmp_path_factory.mktemp("trained")
+    root, images = folder / "run", folder / "images"
+    draw_images(images)
+    for path in sorted(images.rglob("*.png"))[::25]:  # corrupt ones, so that shares are of unlike lengths
+        path.write_bytes(path.read_bytes()[:100])
+    root.mkdir()
+    (root / "images.txt").write_text(str(images))
+    execute(config(root), RunDirectory(root), SilentProgress(), Processes(), until="prior")
     return root
 
 
@@ -65,7 +74,7 @@ def copy_of(run: Path, place: Path) -> Path:
 
 
 def measure(processes: Processes, root: Path) -> None:
-    execute(config(), RunDirectory(root), SilentProgress(), processes)
+    execute(config(root), RunDirectory(root), SilentProgress(), processes)
 
 
 def results(root: Path) -> dict[str, Any]:
@@ -92,6 +101,7 @@ def test_two_processes_measure_what_one_does(trained: Path, tmp_path: Path) -> N
     found = results(alone)
     assert {"entropy", "likelihood", "reconstruction", "generation", "elbo", "shared_rows"} <= found.keys()
     assert "failed" not in found
+    assert found["generation"]["held_out"]["measurements"]["fid"]["protocol"]["images"] < 0.3 * 400
     assert same(found, results(shared)) == []
     files = sorted(path.relative_to(alone) for path in (alone / "samples").iterdir())
     assert {path.name for path in files} > {"reconstructions.png", "classes.png", "guided.npz"}
@@ -160,7 +170,7 @@ def test_processes_agree(tmp_path: Path) -> None:
 
 def watch(processes: Processes, root: Path) -> None:
     """Measurements of fresh models while they train: the prior spread over the processes, where there are several."""
-    run, whole = RunDirectory(root), replace(config(), watch=WATCH)
+    run, whole = RunDirectory(root), replace(config(root), watch=WATCH)
     data = whole.data.build()
     judge = judge_network(whole, run)
     evaluate_run_module.make_training_reference(whole, data, judge, run, processes)

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H W height and width, N images, T tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from overture.data.order import generator
 from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError
 from overture.evaluation.conditions import Conditions, Measurement
@@ -81,21 +81,18 @@ def measure_reconstruction(
     *,
     lpips: Lpips | None = None,
     shown: int = 16,
-    start: int = 0,
     device: torch.device | str = "cpu",
     processes: Processes = Processes(),
     progress: bool = False,
 ) -> ReconstructionReport:
     """Encode and decode every image once: PSNR, SSIM, codebook usage; with a ``network`` the distance of the
-    reconstructions to their originals; with ``lpips`` that too. ``shown`` pairs are kept for a picture.
-
-    ``start`` is the place of this process's first image among those of all processes."""
+    reconstructions to their originals; with ``lpips`` that too. ``shown`` pairs are kept for a picture."""
     quality, usage = ReconstructionMeter(), UsageMeter(tokenizer.layout)
     perceptual = LpipsMeter(lpips) if lpips is not None else None
     sides = _Sides(network) if network is not None else None
     error_2 = torch.zeros(2, dtype=torch.double)  # sum of absolute errors, number of values
     ids: list[Tensor] = []
-    pairs = _DrawnPairs(shown, start)
+    pairs = _DrawnPairs(shown)
     with processes.agree(), progress_bar("reconstructing", shown=progress) as bar:
         for images in batches:
             heed_stop("the measurements")
@@ -133,15 +130,19 @@ def measure_reconstruction(
 
 
 class _DrawnPairs:
-    """``count`` images with their reconstructions, drawn from all of them: data are often sorted by class."""
+    """``count`` images with their reconstructions, drawn from all of them: data are often sorted by class.
 
-    def __init__(self, count: int, start: int) -> None:
-        self.count, self.seen, self.draws = count, start, generator("choice", 0)
-        self.draws.random(start)  # those of the images before
-        self.kept: list[tuple[float, int, Tensor]] = []
+    An image's draw is a function of its pixels, so that it does not hang on how many processes share the images.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.seen = count, 0
+        self.kept: list[tuple[int, int, Tensor]] = []
 
     def update(self, images: Tensor, decoded: Tensor) -> None:
-        for image, reconstruction, draw in zip(images, decoded, self.draws.random(len(images)).tolist(), strict=True):
+        for image, reconstruction in zip(images, decoded, strict=True):
+            digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest()
+            draw = int.from_bytes(digest, "little") >> 1
             if len(self.kept) < self.count or (self.kept and draw < self.kept[-1][0]):
                 pair = torch.stack([image, reconstruction])
                 self.kept = sorted([*self.kept, (draw, self.seen, pair)], key=lambda one: one[0])[: self.count]
@@ -152,7 +153,7 @@ class _DrawnPairs:
         if not self.count:
             return torch.empty(2, 0)
         self.kept.sort(key=lambda one: one[1])
-        draws = processes.gather_rows(torch.tensor([draw for draw, _, _ in self.kept], dtype=torch.double))
+        draws = processes.gather_rows(torch.tensor([draw for draw, _, _ in self.kept]))
         pairs = processes.gather_rows(torch.stack([pair for _, _, pair in self.kept]))
         chosen = draws.argsort(stable=True)[: self.count].sort().values
         return pairs[chosen].transpose(0, 1)

@@ -228,7 +228,6 @@ def reconstruction_results(
         judge,
         run_conditions(config, run, "tokenizer"),
         lpips=_lpips(config, pipe.device, progress),
-        start=image_share(data.held_out, processes).start,
         device=pipe.device,
         processes=processes,
     )
