@@ -37,10 +37,11 @@ COMMANDS = {
     "schedule": "codebook sizes along the sequence, their bits and their cliff",
     "report": "write the report page of one or several runs",
     "import": "turn released weights of others into models of ours",
+    "reproduce": "measure a published row again with its released weights",
     "recipes": "list the recipes",
 }
 
-SHARED = ("run", "train", "tokenize", "generate", "evaluate")
+SHARED = ("run", "train", "tokenize", "generate", "evaluate", "reproduce")
 """Commands whose work several processes share."""
 
 
