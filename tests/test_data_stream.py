@@ -23,6 +23,7 @@ from overture.data.stream import (
 )
 from overture.data.transforms import center_crop, ten_crop
 from overture.errors import OvertureError, UsageError
+from overture.processes import Processes
 
 CONFIG = DataConfig(image_size=6, corrupt_limit=0.5)
 
@@ -326,7 +327,8 @@ def test_readers_pickle_without_their_cache():
 @pytest.mark.parametrize("world", [1, 3])
 def test_evaluation_sees_every_image_once_in_order(world):
     source = Counting(numbers(11, size=9), broken=[4])
-    batches = [batch for rank in range(world) for batch in evaluation_batches(source, CONFIG, 3, rank, world)]
+    shares = [Processes(rank, world).share_out(11) for rank in range(world)]
+    batches = [batch for share in shares for batch in evaluation_batches(source, CONFIG, 3, share)]
     assert torch.cat([batch.indices for batch in batches]).tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert max(len(batch.indices) for batch in batches) == 3
     for index, image in zip(

@@ -16,6 +16,8 @@ from overture.quantizers import SoftConfig, VectorConfig
 from overture.schedules import CodebookConfig
 from overture.tokenizers import SegmentConfig, TokenizerConfig
 
+pytestmark = pytest.mark.device
+
 TRANSFORMER = TransformerConfig(dim=32, depth=2, heads=2, ratio=8 / 3, condition_dim=16)
 VISUAL = SegmentConfig("visual", codebook=CodebookConfig(k_max=64), quantizer=VectorConfig(z_dim=6))
 PROLOGUE = SegmentConfig(
@@ -38,24 +40,24 @@ SPLIT = Guidance.split(prologue=0.7, visual=Guidance.cosine(3.75, power=0.2))
 
 
 class Case:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: torch.device) -> None:
         directory = GOLDEN / name
         self.expected = np.load(directory / "golden.npz")
-        self.tokenizer = load_tokenizer(imported(name))  # EMA
-        self.prior = load_prior(imported(name))  # raw
-        self.images = torch.tensor(self.expected["images_uint8_NCHW"]).float() / 127.5 - 1
-        self.classes = torch.tensor(self.expected["class_ids"])
-        self.ids = torch.tensor(self.expected["indices"])
+        self.tokenizer = load_tokenizer(imported(name), device=device)  # EMA
+        self.prior = load_prior(imported(name), device=device)  # raw
+        self.images = torch.tensor(self.expected["images_uint8_NCHW"], device=device).float() / 127.5 - 1
+        self.classes = torch.tensor(self.expected["class_ids"], device=device)
+        self.ids = torch.tensor(self.expected["indices"], device=device)
 
 
 @pytest.fixture(scope="module", params=["2d", "prologue"])
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+def case(request: pytest.FixtureRequest, device: torch.device) -> Case:
+    return Case(request.param, device)
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray) -> bool:
     """Within 1e-4 of the largest magnitude."""
-    return float(np.abs(ours.detach().numpy() - theirs).max()) <= 1e-4 * float(np.abs(theirs).max())
+    return float(np.abs(ours.detach().cpu().numpy() - theirs).max()) <= 1e-4 * float(np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("name", SEGMENTS)
@@ -92,12 +94,13 @@ def test_reconstruction(case: Case) -> None:
 
 def test_sequence_view(case: Case) -> None:
     layout = case.tokenizer.layout
-    assert torch.equal(layout.to_sequence(case.ids), torch.tensor(case.expected["ar_ids"]))
-    assert torch.equal(layout.from_sequence(torch.tensor(case.expected["ar_ids"])), case.ids)
+    sequence = torch.tensor(case.expected["ar_ids"], device=case.ids.device)
+    assert torch.equal(layout.to_sequence(case.ids), sequence)
+    assert torch.equal(layout.from_sequence(sequence), case.ids)
 
 
 def test_prior_logits(case: Case) -> None:
-    sequence = torch.tensor(case.expected["ar_ids"])
+    sequence = torch.tensor(case.expected["ar_ids"], device=case.ids.device)
     logits = case.prior(sequence, case.classes)
     assert close(logits, case.expected["ar_logits"])
     unconditional = torch.full_like(case.classes, case.prior.unconditional)
@@ -109,10 +112,10 @@ def test_prior_logits(case: Case) -> None:
 @pytest.mark.parametrize("name", GUIDANCE)
 def test_greedy_samples(case: Case, name: str) -> None:
     sequence = generate(case.prior, case.classes, Sampling(GUIDANCE[name], top_k=1))
-    assert torch.equal(sequence, torch.tensor(case.expected[name]))
+    assert torch.equal(sequence.cpu(), torch.tensor(case.expected[name]))
 
 
-def test_greedy_samples_under_split_guidance() -> None:
-    case = Case("prologue")
+def test_greedy_samples_under_split_guidance(device: torch.device) -> None:
+    case = Case("prologue", device)
     sequence = generate(case.prior, case.classes, Sampling(SPLIT, top_k=1))
-    assert torch.equal(sequence, torch.tensor(case.expected["greedy_split_pro0p7const_vis3p75cosine_p0p2"]))
+    assert torch.equal(sequence.cpu(), torch.tensor(case.expected["greedy_split_pro0p7const_vis3p75cosine_p0p2"]))

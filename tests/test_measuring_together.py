@@ -13,12 +13,18 @@ import torch
 
 import overture.runs.evaluate_run as evaluate_run_module
 from killing.tiny_runs import draw_images
-from overture.errors import OvertureError
+from overture.errors import Interrupted, OvertureError
+from overture.evaluation.evaluation import evaluate
+from overture.evaluation.metrics import precision_recall
+from overture.evaluation.networks import FeatureNetwork, Outputs
+from overture.evaluation.reconstruction import measure_reconstruction
+from overture.evaluation.statistics import measure_batches
+from overture.layout import Layout
 from overture.losses.perceptual import NoPerceptual
 from overture.model_files import read_weights
 from overture.pipeline import load_tokenizer
 from overture.processes import Processes
-from overture.progress import Interrupted, SilentProgress
+from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
 from overture.runs.config import RunConfig, WatchConfig
 from overture.runs.directory import RunDirectory
@@ -44,7 +50,7 @@ def config(run: Path) -> RunConfig:
     )
     return replace(
         tiny,
-        data=replace(tiny.data, source=images, held_out_share=0.3, corrupt_limit=0.1),
+        data=replace(tiny.data, source=images, held_out_share=0.3, corrupt_limit=0.05),
         judge=replace(tiny.judge, training=classifier),
         perceptual_network=replace(tiny.perceptual_network, training=classifier),
         tokenizer_training=training,
@@ -161,11 +167,76 @@ def test_processes_agree(tmp_path: Path) -> None:
     together(agreeing, 2, tmp_path, tmp_path)
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     peer = "OvertureError: process 1 of 2: "
-    assert main[0] == ["nothing", f"{peer}a bad image", f"{peer}stopped"]
+    assert main[0] == ["nothing", f"{peer}a bad image", "Interrupted: process 1 of 2: stopped"]
     assert other[0] == ["nothing", "OvertureError: a bad image", "Interrupted: stopped"]
     assert main[1] == other[1] == [0, 3, 4, 5]
     with pytest.raises(ValueError, match="as it is"), Processes().agree():
         raise ValueError("as it is")
+
+
+def failing_metric(processes: Processes, folder: Path) -> None:
+    """The second process fails while it measures recall; what each makes of it, and of too few images."""
+    precision_recall.BLOCK = 1000
+    squares = precision_recall._squares
+
+    def failing(points: torch.Tensor, centres: torch.Tensor, who: Processes, what: str) -> Any:
+        yield next(squares(points, centres, who, what))
+        if not who.is_main:
+            raise RuntimeError("no memory left")
+
+    precision_recall._squares = failing
+    network = Features()
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mine = images[:10] if processes.is_main else images[10:]
+    sides = [
+        measure_batches(
+            "some", network, [mine], total=20, start=10 * processes.rank, keep_features=True, processes=processes
+        )
+        for _ in range(2)
+    ]
+    found = evaluate(*sides, network, ("recall", "fid"), strict=False)
+    said = [sorted(found.measurements), found.skipped["recall"]]
+    for work in (
+        lambda: measure_batches("few", network, [mine] if processes.is_main else [], processes=processes),
+        lambda: measure_reconstruction(Same(), [mine] if processes.is_main else [], processes=processes),
+    ):
+        try:
+            work()
+        except OvertureError as error:
+            said.append(str(error))
+    (folder / f"{processes.rank}.json").write_text(json.dumps(said))
+
+
+class Features(FeatureNetwork):
+    """A feature network: means of the channels, and the corner."""
+
+    name, dims, weights_hash, preparation = "means", 4, "0", "none"
+
+    def outputs(self, images: torch.Tensor) -> Outputs:
+        corner = images[:, :1, 0, 0].float()
+        return Outputs(torch.cat([images.float().mean(dim=(2, 3)), corner], dim=1))
+
+
+class Same:
+    """A tokenizer that gives back what it gets, grey."""
+
+    layout = Layout.single([2])
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images), 1, dtype=torch.long)
+
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(ids), 3, 8, 8)
+
+
+def test_a_metric_that_fails_for_one_fails_for_all(tmp_path: Path) -> None:
+    together(failing_metric, 2, tmp_path, tmp_path)
+    main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert main[0] == other[0] == ["fid"]
+    assert "process 1 of 2: RuntimeError: no memory left" in main[1]
+    assert "no memory left" in other[1]
+    none = "there are no images for this process; start fewer"
+    assert [line.endswith(none) for line in main[2:] + other[2:]] == [True] * 4
 
 
 def watch(processes: Processes, root: Path) -> None:

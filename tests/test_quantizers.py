@@ -29,7 +29,15 @@ from overture.quantizers import (
     VectorConfig,
     code_search,
 )
-from overture.quantizers.code_search import _SoftLookup, group_by_size, nearest_codes, soft_lookup
+from overture.quantizers.code_search import (
+    Group,
+    _SoftLookup,
+    group_by_size,
+    group_within_twice,
+    groups_for,
+    nearest_codes,
+    soft_lookup,
+)
 from overture.quantizers.vector import VectorQuantizer
 from overture.schedules import CodebookConfig, Schedule
 from overture.tokenizers import SegmentConfig, TokenizerConfig
@@ -119,7 +127,16 @@ def test_no_positions() -> None:
 
 # -- search -------------------------------------------------------------------------------------------------------------
 
+GROUPINGS = {"by size": group_by_size, "within twice": group_within_twice}
 
+
+def grouped_so(patch: pytest.MonkeyPatch, grouping: str) -> None:
+    """Search in the groups of a CPU or of an accelerator, wherever we are; small sizes are not all put together."""
+    patch.setattr(code_search, "groups_for", lambda device, sizes: GROUPINGS[grouping](sizes))
+    patch.setattr(code_search, "_ALL_TOGETHER", 4)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     batch=st.integers(0, 9),
@@ -128,20 +145,64 @@ def test_no_positions() -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=80, deadline=None)
-def test_search_is_the_dense_argmax(sizes: list[int], batch: int, channels: int, scores: int, seed: int) -> None:
+def test_search_is_the_dense_argmax(
+    grouping: str, sizes: list[int], batch: int, channels: int, scores: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     # Small integers: scores are exact and ties are frequent, the first code wins them.
     z = torch.randint(-3, 4, (batch, len(sizes), channels), generator=generator).float()
     codes = torch.randint(-3, 4, (max(sizes), channels), generator=generator).float()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_search, "_CPU_SCORES", scores)
+        grouped_so(patch, grouping)
         found = nearest_codes(z, codes, sizes)
     expected = dense_scores(z, codes, tuple(sizes)).argmax(dim=-1)
     assert torch.equal(found, expected)
 
 
 def test_groups() -> None:
-    assert group_by_size((4, 2, 4, 4, 3)) == [(4, [0, 2, 3]), (2, [1]), (3, [4])]
+    assert group_by_size((4, 2, 4, 4, 3)) == [
+        Group([0, 2, 3], [4, 4, 4]), Group([1], [2]), Group([4], [3])
+    ]  # fmt: skip
+    assert groups_for(torch.device("cpu"), (4, 2, 4)) == group_by_size((4, 2, 4))
+    assert groups_for(torch.device("cuda"), (4, 2, 4)) == group_within_twice((4, 2, 4))
+
+
+@pytest.mark.parametrize("name", ["linear", "geometric", "uniform"])
+def test_an_accelerator_searches_in_few_groups_and_at_most_twice_the_work(name: str) -> None:
+    sizes = {
+        "linear": Schedule.linear(256, 2, 16384), "geometric": Schedule.geometric(256, 2, 16384),
+        "uniform": Schedule.uniform(256, 16384),
+    }[name].sizes  # fmt: skip
+    groups = group_within_twice(sizes)
+    assert sorted(position for group in groups for position in group.positions) == list(range(256))
+    assert all(sizes[at] == size for group in groups for at, size in zip(*group, strict=True))
+    assert len(groups) <= 7
+    worked = sum(len(group.positions) * group.size for group in groups if group.size > 256)
+    assert worked < 2 * sum(size for size in sizes if size > 256)
+    launches = {grouping: launched(sizes, grouping) for grouping in GROUPINGS}
+    assert launches["within twice"] <= 9 * len(groups) + 6
+    if name == "linear":  # 256 sizes
+        assert launches["by size"] > 256 * 4 > 15 * launches["within twice"]
+
+
+def launched(sizes: Sequence[int], grouping: str) -> int:
+    """How many operations a search hands to the device; views and memory cost no launch."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    free = ("empty", "view", "_unsafe_view", "slice", "select", "t", "detach", "unsqueeze", "alias", "lift_fresh")
+    names: list[str] = []
+
+    class Launches(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with pytest.MonkeyPatch.context() as patch, Launches():
+        patch.setattr(code_search, "groups_for", lambda device, sizes: GROUPINGS[grouping](sizes))
+        patch.setattr(code_search, "_CPU_SCORES", 2**26)
+        nearest_codes(torch.randn(1, len(sizes), 2), torch.randn(max(sizes), 2), sizes)
+    return sum(name not in free for name in names)
 
 
 def test_work_is_the_sum_of_sizes() -> None:
@@ -227,13 +288,16 @@ def dense_soft(z: Tensor, codes: Tensor, rows: Tensor, sizes: tuple[int, ...], t
     return (soft + (hard - soft).detach()) @ rows
 
 
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5),
     temperature=st.sampled_from([0.1, 1.0]),
     scores=st.sampled_from([1, 10, 2**19]),
 )
 @settings(max_examples=25, deadline=None)
-def test_soft_backward_is_dense_autograd_in_double(sizes: list[int], temperature: float, scores: int) -> None:
+def test_soft_backward_is_dense_autograd_in_double(
+    grouping: str, sizes: list[int], temperature: float, scores: int
+) -> None:
     torch.manual_seed(0)
     k = max(sizes)
     leaves = [
@@ -244,6 +308,7 @@ def test_soft_backward_is_dense_autograd_in_double(sizes: list[int], temperature
     ids = dense_scores(z, codes, tuple(sizes)).argmax(dim=-1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_search, "_CPU_SCORES", scores)
+        grouped_so(patch, grouping)
         out = _SoftLookup.apply(z, codes, rows, ids, tuple(sizes), temperature)
         ours = torch.autograd.grad((out * direction).sum(), leaves)
     expected = dense_soft(z, codes, rows, tuple(sizes), temperature)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,56 +17,25 @@ from overture.errors import UsageError
 from overture.layout import Layout, Segment
 from overture.nn.packed import PackedLinear, PackedTransformer
 from overture.priors import Guidance, Prior, PriorConfig, Sampling
-from overture.priors.sampler import _Run, draw, generate, image_draws, keep_segments, restrict
-
-LAYOUTS = {
-    "plain": Layout.single((40,) * 9),
-    "prologue": Layout((Segment("prologue", (7,) * 4, separator=True), Segment("visual", (30,) * 6))),
-    "vcq": Layout((Segment("prologue", (2, 3, 5)), Segment("visual", (2, 3, 4, 8, 16, 33)))),
-    "fixed": Layout((Segment("a", (1, 4), separator=True), Segment("b", (3, 1), separator=True), Segment("c", (6, 1)))),
-    "tiles": Layout((Segment("prologue", (100, 1030)), Segment("visual", (3, 1500, 2500)))),
-}
-SPLIT = {
-    "plain": Guidance.cosine(4.0, power=1.5),
-    "prologue": Guidance.split(prologue=0.7, visual=Guidance.cosine(3.0, power=0.2)),
-    "vcq": Guidance.split(visual=2.0),
-    "fixed": Guidance.split(a=2.0, c=3.0),
-    "tiles": Guidance.constant(1.5),
-}
+from overture.priors.decoding import Decoding, Snapshot
+from overture.priors.draws import draw, image_draws, restrict
+from overture.priors.sampler import generate, keep_segments
+from tiny_priors import LAYOUTS, SPLIT, greedy, prior, random_sequences, reference_logits
 
 
-@functools.cache
-def prior(name: str) -> Prior:
-    torch.manual_seed(0)
-    module = PriorConfig(32, 3, 2, 11 / 4, 8, 5, rope_axes=(8, 4, 4)).build(LAYOUTS[name]).eval()
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return module
-
-
-def greedy(
-    model: Prior, classes: Tensor | list[int], guidance: Guidance | float | str = "none", prefix: Tensor | None = None
-) -> Tensor:
-    """The likeliest id at every position."""
-    return generate(model, classes, Sampling.parse(guidance, top_k=1), prefix=prefix)
-
-
-def reference_logits(model: Prior, sequence: Tensor, classes: Tensor, guidance: Guidance) -> Tensor:
-    """Guided logits of every position by the full forward pass, -inf where the layout allows no id."""
-    conditional = model(sequence, classes)
-    unconditional = model(sequence, torch.full_like(classes, model.unconditional))
-    scale = torch.tensor(guidance.scales(model.layout))[:, None]
-    logits = scale * conditional + (1 - scale) * unconditional
-    allowed = torch.full(logits.shape[1:], -torch.inf)
-    for step, position in enumerate(model.layout.positions):
-        allowed[step, position.low : position.high] = 0
-    return (logits + allowed).detach()
-
-
-def random_sequences(layout: Layout, count: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    columns = [torch.randint(size, (count,), generator=generator) for size in layout.sizes]
-    return layout.to_sequence(torch.stack(columns, dim=1))
+def logits_of(
+    model: Prior, sequence: Tensor, classes: Tensor, guidance: Guidance, dtype: torch.dtype = torch.float32
+) -> dict[int, Tensor]:
+    """The sampler's guided logits of every position that has a choice, were ``sequence`` what it chose."""
+    with torch.inference_mode():
+        decoding = Decoding(Snapshot(model, Sampling(guidance), dtype, "growing"), len(classes))
+        decoding.begin(classes, torch.full_like(sequence, -1), torch.zeros(sequence.shape))
+        decoding.sequence.copy_(sequence)
+        return {
+            step: decoding.logits(decoding.passed(step), torch.tensor([step]), slice(position.low, position.high))
+            for step, position in enumerate(model.layout.positions)
+            if position.high - position.low > 1
+        }
 
 
 @pytest.fixture
@@ -92,15 +62,11 @@ def test_cached_logits_are_those_of_the_full_forward(name: str, kind: str) -> No
     guidance = {"none": Guidance.none(), "constant": Guidance.constant(2.5), "split": SPLIT[name]}[kind]
     sequence = random_sequences(model.layout, 3)
     expected = reference_logits(model, sequence, classes, guidance)
-    with torch.inference_mode():
-        run = _Run(model, classes, guidance.scales(model.layout), None)
-        run.sequence[:] = sequence
-        for step, position in enumerate(model.layout.positions):
-            if position.high - position.low > 1:
-                ours = run.logits(step)
-                assert ours.shape == (3, position.high - position.low)
-                theirs = expected[:, step, position.low : position.high]
-                assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * expected[expected.isfinite()].abs().max())
+    for step, ours in logits_of(model, sequence, classes, guidance).items():
+        position = model.layout.positions[step]
+        assert ours.shape == (3, position.high - position.low)
+        theirs = expected[:, step, position.low : position.high]
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * expected[expected.isfinite()].abs().max())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -111,15 +77,12 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward(name: str) -> None:
 
 
 def test_bfloat16_is_close() -> None:
-    model, classes = prior("prologue"), torch.tensor([1, 2])
+    model = prior("prologue")
     sequence = random_sequences(model.layout, 2)
-    scales = Guidance.none().scales(model.layout)
-    logits = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        with torch.inference_mode():
-            run = _Run(model, classes, scales, dtype)
-            run.sequence[:] = sequence
-            logits[dtype] = torch.cat([run.logits(step) for step in (0, 1, 2, 5, 9)], dim=1)
+    logits = {
+        dtype: torch.cat(list(logits_of(model, sequence, torch.tensor([1, 2]), Guidance.none(), dtype).values()), dim=1)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
     error = (logits[torch.bfloat16] - logits[torch.float32]).abs().max() / logits[torch.float32].abs().max()
     assert 0 < error < 0.05
     assert logits[torch.bfloat16].dtype == torch.float32
@@ -139,13 +102,15 @@ def test_unpacked_matrices_give_the_same_tokens(monkeypatch: pytest.MonkeyPatch)
 def test_packed_linear(dtype: torch.dtype, bias: bool, rows: int, inputs: int, outputs: int) -> None:
     torch.manual_seed(rows * 10_000 + inputs * 100 + outputs)
     layer = torch.nn.Linear(inputs, outputs, bias=bias)
-    x = torch.randn(rows, 2, inputs)
-    with torch.no_grad():
-        ours = PackedLinear(layer.weight, layer.bias, dtype=dtype)(x)
-        theirs = layer.double()(x.double())
-    assert ours.dtype == dtype
+    packed = PackedLinear(layer.weight, layer.bias, dtype=dtype)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float64: 1e-12}[dtype]
-    assert torch.allclose(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+    for shape in ((rows, 1), (rows, 2), (rows + 1, 1)):  # packed, as it is, packed again
+        x = torch.randn(*shape, inputs)
+        with torch.no_grad():
+            ours = packed(x)
+            theirs = F.linear(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double())
+        assert ours.dtype == dtype
+        assert torch.allclose(ours.double(), theirs, atol=tolerance, rtol=tolerance)
 
 
 def test_changed_weights_change_the_samples() -> None:

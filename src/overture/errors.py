@@ -1,15 +1,19 @@
-"""The two ways a command can fail, each told in one line: what, where, what to do."""
+"""The ways a command can end early, each told in one line: what, where, what to do."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["OvertureError", "UsageError", "error_line", "missing_package", "near", "nearest"]
+__all__ = ["Interrupted", "OvertureError", "UsageError", "error_line", "missing_package", "near", "nearest"]
 
 
 class OvertureError(Exception):
     """Something went wrong while working; the command ends with exit status 1."""
+
+
+class Interrupted(OvertureError):
+    """The user asked to stop; what was done is saved. Exit status 130."""
 
 
 class UsageError(OvertureError):

@@ -18,7 +18,7 @@ from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.model_files import find_model, load_model, read_metadata
 from overture.priors.model import Prior, PriorConfig
-from overture.priors.sampler import generate
+from overture.priors.sampler import Sampler
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
 from overture.tokenizers.config import TokenizerConfig
@@ -115,17 +115,15 @@ class Pipeline:
             given.expand(len(classes), -1) if given is not None and given.ndim == 1 else given
             for given in (prefix, fixed)
         )
+        sampler = Sampler(self.prior, sampling, dtype=dtype)
         for start in range(0, len(classes), batch_size):
             rows = slice(start, start + batch_size)
-            sequence = generate(
-                self.prior,
+            sequence = sampler(
                 classes[rows],
-                sampling,
                 seed=seed,
                 first=first + start,
                 prefix=None if prefix is None else prefix[rows],
                 fixed=None if fixed is None else fixed[rows],
-                dtype=dtype,
             )
             yield self.layout.from_sequence(sequence)
 
@@ -135,7 +133,11 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """Batches of images uint8 ``[b, C, H, W]`` on the CPU; the parameters are those of :meth:`sample_ids`."""
         for ids in self.sample_ids(class_ids, sampling, **options):
-            yield to_uint8(self.tokenizer.decode_valid(ids)).cpu()
+            yield self._images(ids)
+
+    @torch.inference_mode()
+    def _images(self, ids: Tensor) -> Tensor:
+        return to_uint8(self.tokenizer.decode_valid(ids)).cpu()
 
     def sample_together(
         self,
@@ -150,16 +152,15 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """As :meth:`sample`, the work shared by all processes: each samples ``batch_size`` images, and all get them all."""
         classes = _check_classes(class_ids, self.prior)
+        sampler = Sampler(self.prior, sampling, dtype=dtype)
         for start in range(0, len(classes), batch_size * processes.size):
             count = min(batch_size * processes.size, len(classes) - start)
             share = -(-count // processes.size)
             mine = start + processes.rank * share
             # Beyond the last image some make one more of its class, so that all have equally many; it is cut off below.
             rows = torch.arange(mine, mine + share).clamp(max=len(classes) - 1)
-            images = self.sample(
-                classes[rows], sampling, seed=seed, first=first + mine, batch_size=batch_size, dtype=dtype
-            )
-            yield processes.gather(torch.cat(list(images)))[:count]
+            images = self._images(self.layout.from_sequence(sampler(classes[rows], seed=seed, first=first + mine)))
+            yield processes.gather(images)[:count]
 
     def __call__(
         self, class_ids: Sequence[int] | Tensor, sampling: Sampling = Sampling(), **options: Unpack[SampleOptions]

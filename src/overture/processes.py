@@ -26,9 +26,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from overture.errors import OvertureError, UsageError, error_line
+from overture.errors import Interrupted, OvertureError, UsageError, error_line
 
-__all__ = ["Processes", "choose_device", "on_threads", "placed"]
+__all__ = ["Processes", "choose_device", "on_threads", "placed", "processes_here"]
 
 P = TypeVar("P")
 
@@ -164,25 +164,28 @@ class Processes:
     def agree(self) -> Iterator[None]:
         """Around work that each does by itself before all exchange what came of it: if it fails for one, it fails for all.
 
-        Otherwise the others would wait in that exchange. Where only others failed, their reason is raised.
+        Otherwise the others would wait in that exchange. Where only others failed, their reason is raised; where one was
+        asked to stop, :class:`Interrupted`.
         """
         failed: Exception | None = None
         try:
             yield
         except Exception as error:
-            if getattr(error, "all_know", False):  # from an agreement within this one
+            if _all_know(error):  # from an agreement within this one
                 raise
             failed = error
+        somewhere, stopped = self.any_of(failed is not None, isinstance(failed, Interrupted))
+        if not somewhere:
+            return
         said = self._first_said(error_line(failed) if failed else "")
-        failed = failed or (OvertureError(said) if said else None)
-        if failed:
-            failed.all_know = True  # type: ignore[attr-defined]
-            raise failed
+        failed = failed or (Interrupted(said) if stopped else OvertureError(said))
+        failed.all_know = True  # type: ignore[attr-defined]
+        raise failed
 
     def _first_said(self, text: str) -> str:
         """What the first process with anything to say has said, and which that is."""
-        if self.size == 1 or not self.any(bool(text)):
-            return ""
+        if self.size == 1:
+            return text
         encoded = torch.zeros(4096, dtype=torch.uint8)
         letters = text.encode()[: len(encoded)]
         encoded[: len(letters)] = torch.tensor(list(letters), dtype=torch.uint8)
@@ -213,6 +216,11 @@ class Processes:
     def in_turns(self, work: Callable[[P], None], pieces: Sequence[P]) -> None:
         """``work`` on every piece: processes take turns, and so do the threads of each."""
         on_threads(work, pieces[self.rank :: self.size])
+
+
+def _all_know(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was made of, was raised by an agreement."""
+    return error is not None and (getattr(error, "all_know", False) or _all_know(error.__cause__))
 
 
 def _hashed(words: str) -> int:
@@ -287,6 +295,11 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
     The tensor may go at once: CUDA stages what does not lie in pinned memory. MPS does not, so there the copy is awaited.
     """
     return tensor.to(device, non_blocking=device.type != "mps")
+
+
+def processes_here() -> int:
+    """How many processes of this group share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

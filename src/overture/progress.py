@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from overture.errors import OvertureError
+from overture.errors import Interrupted
 
 __all__ = [
     "Interrupted",
@@ -34,10 +34,6 @@ __all__ = [
 
 
 T = TypeVar("T")
-
-
-class Interrupted(OvertureError):
-    """The user asked to stop; what was done is saved."""
 
 
 class _StopFlag:

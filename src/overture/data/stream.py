@@ -133,16 +133,15 @@ class TrainingStream:
 
 
 def evaluation_batches(
-    source: Source, config: DataConfig, batch_size: int, rank: int = 0, world: int = 1
+    source: Source, config: DataConfig, batch_size: int, rows: Sequence[int] | NDArray[np.integer] | None = None
 ) -> Iterator[Batch]:
-    """Every image once over all ranks, centre-cropped, in order. Corrupt images are left out and counted.
+    """The images ``rows`` (all by default) once, centre-cropped, in order. Corrupt images are left out and counted.
 
-    Each rank gets one contiguous run of the images, so the ranks' results, concatenated, are in order; the number of
-    batches may differ between ranks. ``batch_size`` is that of one rank.
+    They are too many where they are a larger share of the whole source than its config allows.
     """
     corrupt = CorruptCount(source, config.corrupt_limit)
-    mine = np.array_split(np.arange(len(source), dtype=np.int64), world)[rank]
-    keys = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    chosen = np.arange(len(source), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
+    keys = (chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size))
     for batch in read_in_order(_EvaluationReader(source, config), keys, config.workers):
         corrupt.add(batch.corrupt)
         if len(batch.indices):

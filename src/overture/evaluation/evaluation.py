@@ -89,7 +89,8 @@ def evaluate(
             skipped[metric.name] = lacking
             continue
         try:
-            measurements[metric.name] = _measure(metric, samples, reference, network, conditions)
+            with samples.processes.agree():
+                measurements[metric.name] = _measure(metric, samples, reference, network, conditions)
         except Interrupted:
             raise
         except OvertureError as error:

@@ -111,6 +111,8 @@ def measure_reconstruction(
                     meter.update(images, decoded)
             pairs.update(images, decoded)
             bar.update(len(images) * processes.size)
+        if processes.size > 1 and not ids:
+            raise OvertureError("reconstruction: there are no images for this process; start fewer")
     for part in (quality, usage, perceptual, sides):
         if part is not None:
             part.all_reduce(processes)

@@ -162,6 +162,8 @@ def measure_batches(
             heed_stop("the measurements")
             collector.update(batch, network.outputs(batch))
             bar.update(len(batch) * processes.size)
+        if processes.size > 1 and not collector.count:
+            raise OvertureError(f"{name}: there are no images for this process; start fewer")
     return collector.result(name, processes)
 
 

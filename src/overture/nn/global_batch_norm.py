@@ -80,8 +80,9 @@ class _Normalised(torch.autograd.Function):
         return normalised, scale_C
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, scale_gradient_C: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor | None, scale_gradient_C: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         normalised, scale_C, count = ctx.saved_tensors
+        gradient = torch.zeros_like(normalised) if gradient is None else gradient
         by_channel = [gradient.sum(dim=(0, 2, 3)), (gradient * normalised).sum(dim=(0, 2, 3))]
         if scale_gradient_C is not None:  # in the second derivative
             by_channel[1] = by_channel[1] + scale_gradient_C * scale_C

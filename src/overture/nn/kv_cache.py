@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "attend_bucket"]
 
 _GROUP = 8
 """Batch rows whose products of query and keys are held at a time on a CPU; many more would leave its cache."""
@@ -29,7 +29,8 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.data = torch.empty(layers, 2, batch, length, heads, head_dim, dtype=dtype, device=device)
+        # Zeros: a bucket's unfilled end is multiplied by weights of zero, which would not hide NaN.
+        self.data = torch.zeros(layers, 2, batch, length, heads, head_dim, dtype=dtype, device=device)
         rows = torch.arange(min(batch, _GROUP) * length * heads, device=device).view(-1, length, heads)
         self.rows_BHM = rows.transpose(1, 2).contiguous()
         """Where the value of (batch row, head, position) lies among those of a group of rows."""
@@ -54,6 +55,26 @@ class KVCache:
             mask = torch.ones(end - start, end, dtype=torch.bool, device=key.device).tril(start)
         query, key, value = (part.transpose(1, 2) for part in (query, key[:, :end], value[:, :end]))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def attend_bucket(
+    key_BMHE: Tensor,
+    value_BMHE: Tensor,
+    visible_M: Tensor,
+    position_1: Tensor,
+    query_B1HE: Tensor,
+    new_key_B1HE: Tensor,
+    new_value_B1HE: Tensor,
+) -> Tensor:
+    """Store one position of one layer, and let its query look at the ``visible`` ones among the first M, ``[B, 1, H, E]``.
+
+    Which position it is stands in a tensor ``[1]``, so that the shapes, and the operations, are the same for all
+    positions of a bucket. ``key`` and ``value`` are views of a cache's ``data``; they need to be finite everywhere.
+    """
+    key_BMHE.index_copy_(1, position_1, new_key_B1HE.to(key_BMHE.dtype))
+    value_BMHE.index_copy_(1, position_1, new_value_B1HE.to(value_BMHE.dtype))
+    query, key, value = (part.transpose(1, 2) for part in (query_B1HE.to(key_BMHE.dtype), key_BMHE, value_BMHE))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible_M[None]).transpose(1, 2)
 
 
 def _attend_one(query_B1HE: Tensor, key_BLHE: Tensor, value_BMHE: Tensor, rows_BHL: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
-from overture.processes import Processes
+from overture.processes import Processes, placed
 from overture.quantizers.code_search import nearest_codes, soft_lookup
 from overture.quantizers.quantizer import Quantized, Quantizer, QuantizerConfig
 
@@ -69,7 +69,11 @@ class VectorQuantizer(CodebookQuantizer):
     """Straight-through: the gradient of a code goes to the encoder output unchanged, codes learn from the loss."""
 
     idle: Tensor
-    """Steps since each code was last chosen; only where dead codes are revived."""
+    """Steps since each code was last chosen; only where dead codes are revived, as the two below."""
+    by_size_L: Tensor
+    """Positions from the largest codebook to the smallest."""
+    reaching_K: Tensor
+    """How many positions each code belongs to: they are the first of ``by_size_L``."""
 
     def __init__(self, config: VectorConfig, dim: int, sizes: Sequence[int]) -> None:
         super().__init__(config.z_dim, dim, sizes)
@@ -77,6 +81,10 @@ class VectorQuantizer(CodebookQuantizer):
         self._last: tuple[Tensor, Tensor] | None = None
         if config.revive_after:
             self.register_buffer("idle", torch.zeros(max(sizes), dtype=torch.int32))
+            sizes_L, codes = torch.tensor(self.sizes), torch.arange(max(sizes))
+            reaching_K = len(sizes_L) - torch.searchsorted(sizes_L.sort().values, codes, right=True)
+            self.register_buffer("by_size_L", sizes_L.argsort(descending=True, stable=True), persistent=False)
+            self.register_buffer("reaching_K", reaching_K, persistent=False)
 
     def forward(self, features_BLD: Tensor) -> Quantized:
         z_BLZ, codes_KZ = self.project(features_BLD), self.unit_codes()
@@ -87,33 +95,37 @@ class VectorQuantizer(CodebookQuantizer):
         return Quantized(ids_BL, z_BLZ + (chosen_BLZ - z_BLZ).detach(), loss)
 
     @torch.no_grad()
-    def maintain(self, seed: int, step: int, processes: Processes) -> int:
+    def maintain(self, seed: int, step: int, processes: Processes) -> int | Tensor:
         """Move codes that have been idle for too long onto encoder outputs of the last (global) batch.
 
         Every process draws the same places from ``(seed, step)`` and sees the outputs of all processes, in rank order,
-        so the codebook stays the same on all of them and is what a single process would have made.
+        so the codebook stays the same on all of them and is what a single process would have made. How many codes
+        are dead is known on the device alone: every code gets a place, and the dead ones take it.
         """
         if not self.config.revive_after or self._last is None:
             return 0
         z_BLZ, ids_BL = (processes.gather(part) for part in self._last)
         self.idle += 1
-        self.idle[ids_BL.unique()] = 0
-        dead = (self.idle >= self.config.revive_after).nonzero().flatten()
-        if len(dead):
-            self.codebook[dead] = self._replacements(z_BLZ, dead, seed, step).to(self.codebook.dtype)
-            self.idle[dead] = 0
-        return len(dead)
+        self.idle.index_fill_(0, ids_BL.flatten(), 0)
+        dead_K = self.idle >= self.config.revive_after
+        replacements_KZ = self._replacements(z_BLZ, dead_K, seed, step).to(self.codebook.dtype)
+        self.codebook.copy_(torch.where(dead_K[:, None], replacements_KZ, self.codebook))
+        self.idle.masked_fill_(dead_K, 0)
+        return dead_K.sum()
 
-    def _replacements(self, z_BLZ: Tensor, dead_R: Tensor, seed: int, step: int) -> Tensor:
-        """For every dead code an encoder output, drawn among the positions whose codebook reaches it."""
-        sizes_L = torch.tensor(self.sizes)
-        by_size_L = sizes_L.argsort(descending=True, stable=True)
-        reaching_R = (sizes_L[None] > dead_R.cpu()[:, None]).sum(dim=1)
+    def _replacements(self, z_BLZ: Tensor, dead_K: Tensor, seed: int, step: int) -> Tensor:
+        """For every code an encoder output, drawn among the positions whose codebook reaches it.
+
+        Of R dead codes the i-th takes the drawn numbers i and R + i; what the others get is not used.
+        """
+        device = z_BLZ.device
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-        uniform_2R = torch.rand(2, len(dead_R), generator=generator, dtype=torch.double)
-        place_R = by_size_L[(uniform_2R[0] * reaching_R).long()].to(z_BLZ.device)
-        image_R = (uniform_2R[1] * len(z_BLZ)).long().to(z_BLZ.device)
-        return z_BLZ[image_R, place_R]
+        drawn = torch.rand(2 * len(dead_K), generator=generator, dtype=torch.double)
+        drawn = placed(drawn.float() if device.type == "mps" else drawn, device)  # MPS knows no float64
+        before_K = dead_K.cumsum(dim=0) - dead_K.long()
+        place_K = (drawn[before_K] * self.reaching_K).long()
+        image_K = (drawn[before_K + dead_K.sum()] * len(z_BLZ)).long().clamp(max=len(z_BLZ) - 1)
+        return z_BLZ[image_K, self.by_size_L[torch.minimum(place_K, self.reaching_K - 1)]]
 
 
 @dataclass(frozen=True)

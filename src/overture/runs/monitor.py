@@ -91,8 +91,8 @@ class TokenizerMonitor(_Monitor):
     def measure_now(self, step: int) -> dict[str, float]:
         """rFD, PSNR, SSIM, share of codes used by segment, and the entropy of the images' tokens."""
         tokenizer, processes = self.trainer.tokenizer.eval(), self.processes
-        batches = evaluation_batches(self.source, self.config.data, 100, processes.rank, processes.size)
-        images = (batch.images for batch in batches)
+        mine = processes.share_out(len(self.source), BLOCK)
+        images = (batch.images for batch in evaluation_batches(self.source, self.config.data, 100, mine))
         report = measure_reconstruction(
             tokenizer, images, self.judge, shown=0, device=processes.device, processes=processes
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from overture.errors import UsageError
 from overture.layout import Layout
 from overture.priors.model import Prior, PriorConfig
-from overture.processes import Processes
+from overture.processes import Processes, placed
 from overture.tokenizers.tokenizer import Encoded, Tokenizer
 from overture.training.optim import OptimizerConfig
 from overture.training.prior_pass import PriorPass, sequence_loss
@@ -104,7 +104,7 @@ class JointPrior:
             hidden_BLD = self.prior.hidden(leaf_BLD[:, :-1], classes)
             weights, sequence_BL = self.weights(tokenizer), self.layout.to_sequence(encoded.ids)
             shares = [weights[name] / sequence_BL.numel() for name in position_terms(self.layout)]
-            share_L = torch.tensor(shares, device=self.device)
+            share_L = placed(torch.tensor(shares), self.device)
             loss, losses_BL = sequence_loss(self.prior, hidden_BLD, sequence_BL, share_L)
         if loss.requires_grad:
             loss.backward()

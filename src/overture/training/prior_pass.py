@@ -27,7 +27,8 @@ class PriorPass(nn.Module):
         super().__init__()
         self.prior, self.precision = prior, precision
         self.hidden = torch.compile(prior.hidden) if compiled else prior.hidden
-        self.allowed_LV = allowed_ids(prior.layout) if allowed else None
+        # Where the prior is already: a copy at every step would wait. No buffer, for processes would exchange it.
+        self.allowed_LV = allowed_ids(prior.layout).to(prior.token_embedding.weight.device) if allowed else None
 
     def forward(self, inputs_BL: Tensor, sequence_BL: Tensor, classes_B: Tensor, count: int) -> Tensor:
         """Sequence ids that are seen and that are to be told, ``[B, L]``, and classes ``[B]``. The last is never seen."""
@@ -37,7 +38,7 @@ class PriorPass(nn.Module):
             share_L = torch.full(sequence_BL.shape[1:], 1 / count, device=hidden_BLD.device)
             return sequence_loss(self.prior, hidden_BLD, sequence_BL, share_L)[0]
         logits_BLV = self.prior.head.project(hidden_BLD)
-        logits_BLV = logits_BLV.masked_fill(~self.allowed_LV.to(logits_BLV.device), -torch.inf)
+        logits_BLV = logits_BLV.masked_fill(~self.allowed_LV, -torch.inf)
         return F.cross_entropy(logits_BLV.flatten(0, 1), sequence_BL.flatten(), reduction="sum") / count
 
 

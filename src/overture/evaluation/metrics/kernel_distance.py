@@ -61,7 +61,8 @@ def kernel_distance(
         x_nD, y_nD = (side[rows].float() for side, rows in zip((samples_ND, reference_MD), drawn[number], strict=True))
         values[number] = _unbiased_mmd(x_nD, y_nD)
 
-    processes.in_turns(measure, range(subsets))
+    with processes.agree():
+        processes.in_turns(measure, range(subsets))
     values = processes.sum(values)
     return KernelDistance(float(values.mean()), float(values.std(correction=0)), subsets, size)
 

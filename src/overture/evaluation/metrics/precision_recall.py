@@ -41,8 +41,9 @@ def share_inside(
     _check_finite(points_ND)
     radii_M = neighbour_squares(centres_MD, neighbours, processes)
     inside_N = torch.zeros(len(points_ND), dtype=torch.double)
-    for rows, squares_BM in _squares(points_ND, centres_MD, processes, "points"):
-        inside_N[rows] = (squares_BM <= radii_M.to(squares_BM.device)).any(dim=1).double().cpu()
+    with processes.agree():
+        for rows, squares_BM in _squares(points_ND, centres_MD, processes, "points"):
+            inside_N[rows] = (squares_BM <= radii_M.to(squares_BM.device)).any(dim=1).double().cpu()
     return float(processes.sum(inside_N).mean())
 
 
@@ -55,10 +56,11 @@ def neighbour_squares(features_ND: Tensor, neighbours: int = NEIGHBOURS, process
         )
     _check_finite(features_ND)
     radii_N = torch.zeros(len(features_ND), dtype=torch.double)
-    for rows, squares_BN in _squares(features_ND, features_ND, processes, "neighbours"):
-        own_B = torch.arange(rows.start, rows.stop, device=squares_BN.device)
-        squares_BN.scatter_(1, own_B[:, None], torch.inf)  # nobody is their own neighbour
-        radii_N[rows] = squares_BN.topk(neighbours, dim=1, largest=False).values[:, -1].cpu()
+    with processes.agree():
+        for rows, squares_BN in _squares(features_ND, features_ND, processes, "neighbours"):
+            own_B = torch.arange(rows.start, rows.stop, device=squares_BN.device)
+            squares_BN.scatter_(1, own_B[:, None], torch.inf)  # nobody is their own neighbour
+            radii_N[rows] = squares_BN.topk(neighbours, dim=1, largest=False).values[:, -1].cpu()
     return processes.sum(radii_N)
 
 
