@@ -22,7 +22,7 @@ from overture.runs.directory import RunDirectory
 from overture.runs.pool import Pool, available_cores
 from overture.runs.worker import Task, run_task
 
-__all__ = ["execute_recipe"]
+__all__ = ["default_jobs", "execute_recipe", "network_tasks"]
 
 
 def execute_recipe(
@@ -58,8 +58,8 @@ def execute_recipe(
                 check_run(resolved, until=until)
                 if not RunDirectory(task.root).tokenizer_model.exists():
                     check_weights(resolved)
-            width = min(jobs or _default_jobs(device), len(tasks))
-            Pool(width).run_all(_network_tasks(configs, root, networks, device))
+            width = min(jobs or default_jobs(device), len(tasks))
+            Pool(width).run_all(network_tasks(configs, root, networks, device))
             Pool(width).run_all(tasks)
     if not main:
         return {}
@@ -90,7 +90,7 @@ def _run_here(tasks: Sequence[Task], device: str) -> bool:
     return processes.is_main
 
 
-def _network_tasks(configs: Sequence[RunConfig], root: Path, networks: Path, device: str) -> list[Task]:
+def network_tasks(configs: Sequence[RunConfig], root: Path, networks: Path, device: str) -> list[Task]:
     """The domain networks that the runs share; they have to agree on them, or could not be compared."""
     tasks: dict[str, Task] = {}
     for config in configs:
@@ -104,7 +104,8 @@ def _network_tasks(configs: Sequence[RunConfig], root: Path, networks: Path, dev
     return list(tasks.values())
 
 
-def _default_jobs(device: str) -> int:
+def default_jobs(device: str) -> int:
+    """How many runs are worked on at once: one where there is an accelerator, else one for each core."""
     import torch
 
     if device != "cpu" and torch.cuda.is_available():

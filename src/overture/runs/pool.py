@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ def available_cores() -> list[int]:
 
 
 class Pool:
-    """Performs tasks in worker processes, ``width`` at a time, and draws their progress."""
+    """Performs tasks in worker processes, ``width`` at a time, and draws their progress.
 
-    def __init__(self, width: int) -> None:
+    Each has ``threads`` cores, or its share of all.
+    """
+
+    def __init__(self, width: int, threads: int = 0) -> None:
         self.width = width
         cores = available_cores()
-        share = max(1, len(cores) // width)
+        share = threads or max(1, len(cores) // width)
         self.shares = [
             [cores[n % len(cores)] for n in range(place * share, (place + 1) * share)] for place in range(width)
         ]
@@ -45,16 +48,32 @@ class Pool:
         self.workers: dict[int, subprocess.Popen[str]] = {}
         self.bars = [TerminalProgress(position=place) for place in range(width)]
         self.labels = [""] * width
-        self.failure: dict[str, Any] | None = None
+        self.failures: list[dict[str, Any]] = []
 
     def run_all(self, tasks: Sequence[Task]) -> None:
         """Do all tasks; the first failure stops the others politely and is raised."""
+        self._work(tasks, lambda: bool(self.failures) or stop_requested())
+        if self.failures:
+            raise _as_error(self.failures[0], f"{self.failures[0]['label']}: ")
+        if stop_requested():
+            raise Interrupted("stopped; the same command goes on")
+
+    def run_each(self, tasks: Sequence[Task]) -> dict[str, OvertureError]:
+        """Do all tasks, whatever becomes of each; returns the failures by label. Only the user's stop ends them all."""
+        self._work(tasks, stop_requested)
+        if stop_requested():
+            raise Interrupted("stopped; the same command goes on")
+        return {failure["label"]: _as_error(failure) for failure in reversed(self.failures)}
+
+    def _work(self, tasks: Sequence[Task], ended: Callable[[], bool]) -> None:
+        """Do all tasks; once it has ``ended``, begin none and stop those under way politely."""
+        self.failures = []
         waiting = list(tasks)
         told = False
         while waiting or self.workers:
-            while waiting and len(self.workers) < self.width and not self.failure and not stop_requested():
+            while waiting and len(self.workers) < self.width and not ended():
                 self._start(waiting.pop(0))
-            if (self.failure or stop_requested()) and not told:
+            if ended() and not told:
                 told = True
                 waiting.clear()
                 for worker in self.workers.values():
@@ -66,12 +85,6 @@ class Pool:
             self._show(place, event)
         for bar in self.bars:
             bar.finish()
-        if self.failure:
-            message = f"{self.failure['label']}: {self.failure['error']}"
-            kinds: dict[int, type[OvertureError]] = {2: UsageError, 130: Interrupted}
-            raise kinds.get(self.failure["status"], OvertureError)(message)
-        if stop_requested():
-            raise Interrupted("stopped; the same command goes on")
 
     def _start(self, task: Task) -> None:
         place = next(place for place in range(self.width) if place not in self.workers)
@@ -80,7 +93,7 @@ class Pool:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as errors:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "overture.runs.worker", task.to_json()],
+                [sys.executable, "-m", task.MODULE, task.to_json()],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -120,10 +133,16 @@ class Pool:
             bar.finish()
             del self.workers[place]
         elif "error" in event:
-            self.failure = self.failure or {**event, "label": self.labels[place]}
+            self.failures.append({**event, "label": self.labels[place]})
         elif "start" in event:
             bar.start(event["start"], event["total"], event["done"], event["unit"])
         elif "advance" in event:
             bar.advance(event["advance"], **event["shown"])
         elif "say" in event:
             bar.say(event["say"])
+
+
+def _as_error(failure: dict[str, Any], before: str = "") -> OvertureError:
+    """A worker's last line as the error that it was."""
+    kinds: dict[int, type[OvertureError]] = {2: UsageError, 130: Interrupted}
+    return kinds.get(failure["status"], OvertureError)(f"{before}{failure['error']}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
@@ -30,6 +30,9 @@ __all__ = ["Task", "run_task"]
 class Task:
     """What to do: all stages of a run up to ``until``, or (``network``) one of its domain networks."""
 
+    MODULE: ClassVar[str] = "overture.runs.worker"
+    """Whose ``python -m MODULE TASK`` does it."""
+
     label: str
     config: RunConfig
     root: str
@@ -42,6 +45,9 @@ class Task:
         """As the worker reads it."""
         return json.dumps(to_dict(self))
 
+    def conclude(self, run: RunDirectory, progress: Progress, processes: Processes) -> None:
+        """What follows the last stage, with the run still locked; of a plain run nothing."""
+
 
 def run_task(task: Task, progress: Progress, processes: Processes) -> None:
     """Do it, in this process. Whatever goes wrong is one line; of the unforeseen, ``traceback.txt`` in the run tells all."""
@@ -53,6 +59,7 @@ def run_task(task: Task, progress: Progress, processes: Processes) -> None:
         else:
             with _locked(run, processes):
                 execute(task.config, run, progress, processes, task.until)
+                task.conclude(run, progress, processes)
     except OvertureError:
         raise
     except Exception as error:
@@ -75,14 +82,14 @@ def _locked(run: RunDirectory, processes: Processes) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Do the task given as the first argument."""
+def main(kind: type[Task] = Task) -> int:
+    """Do the task of this kind given as the first argument."""
     progress = WireProgress()
     failure: dict[str, Any] | None = None
     end_with_parent()
     with stoppable():
         try:
-            task = from_dict(Task, json.loads(sys.argv[1]), "task")
+            task = from_dict(kind, json.loads(sys.argv[1]), "task")
             run_task(task, progress, Processes.join(task.device))
         except OvertureError as error:
             status = 130 if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1

@@ -1,0 +1,61 @@
+"""One member in a process of its own: the run to its end, the readings, the member's file; then disk is given back."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from overture.bench.member_file import write_finished
+from overture.bench.readings import take_readings
+from overture.errors import OvertureError
+from overture.files import read_record, remove
+from overture.processes import Processes
+from overture.progress import Progress
+from overture.runs.directory import RunDirectory
+from overture.runs.worker import Task, main
+
+__all__ = ["Keep", "MemberTask"]
+
+Keep = Literal["models", "run"]
+"""What stays of a finished member's run: without its tokens and samples, or all of it."""
+
+
+@dataclass(frozen=True)
+class MemberTask(Task):
+    """A run, and what is read off it when it is finished."""
+
+    MODULE: ClassVar[str] = "overture.bench.member_worker"
+
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the member's file says before the numbers."""
+    file: str = ""
+    """Where that file will be."""
+    keep: Keep = "models"
+
+    def conclude(self, run: RunDirectory, progress: Progress, processes: Processes) -> None:
+        """Read, write the member's file, and give back the disk that models and numbers do not need."""
+        results = run.read_results()
+        if results.failed:
+            parts = "; ".join(f"{part} ({why})" for part, why in results.failed.items())
+            raise OvertureError(f"could not be measured: {parts}; the same command tries again")
+        values = take_readings(tuple(self.about["readings"]), run, processes.device)
+        resolved = run.read_config()
+        models = ("tokenizer", "prior") if run.prior_model.exists() else ("tokenizer",)
+        about = {
+            **self.about,
+            "device": str(processes.device),
+            "precision": {p: getattr(resolved, p).precision for p in ("tokenizer_training", "prior_training")},
+            "data": read_record(run.data),
+            "models": run.model_hashes(*models),
+        }
+        write_finished(Path(self.file), about, values)
+        if self.keep == "models":
+            remove(run.root / "tokens")
+            for samples in run.samples.glob("*.npz"):
+                remove(samples)
+
+
+if __name__ == "__main__":
+    sys.exit(main(MemberTask))

@@ -1,0 +1,172 @@
+"""A suite's table in Markdown, and its place in a page: between two marks, and nothing outside them is touched."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overture.bench.chance import Comparison, Sample
+from overture.bench.member_file import Finished
+from overture.bench.suite import Suite
+from overture.errors import OvertureError, UsageError, near
+from overture.evaluation.conditions import Conditions, differences
+from overture.files import replacing
+from overture.report.words import FIELDS, in_words, joined
+
+__all__ = ["Cell", "cells", "markdown", "write_between_marks"]
+
+WITHIN, UNKNOWN, UNLIKE = "≈", "?", "†"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one run."""
+
+    sample: Sample
+    comparison: Comparison | None
+    """With the run that all are compared with; None for that one itself."""
+    unlike: tuple[str, ...] = ()
+    """In which conditions its numbers differ from the first ones of the column."""
+
+    @property
+    def mark(self) -> str:
+        """What stands behind the number."""
+        chance = (
+            "" if self.comparison is None else {None: UNKNOWN, True: WITHIN, False: ""}[self.comparison.within_chance]
+        )
+        return chance + (UNLIKE if self.unlike else "")
+
+    @property
+    def text(self) -> str:
+        """Mean and spread, two digits of the spread, with the marks."""
+        mean, spread = self.sample.mean, self.sample.spread
+        leading = spread / 10 if spread else abs(mean) / 1000  # the place of the last digit that is told
+        digits = max(0, -math.floor(math.log10(leading))) if leading else 0
+        digits = 0 if not spread and float(mean).is_integer() else min(digits, 6)
+        told = f"{mean:,.{digits}f}" if spread is None else f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+        return f"{told} {self.mark}".rstrip()
+
+
+def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str], Cell]:
+    """By run and metric; what no finished member has is left out. A metric that none has is refused."""
+    present = {name for each in finished.values() for name in each.values}
+    for metric in suite.metrics:
+        if finished and metric not in present and not suite.is_tiny:  # which has few images and tokens
+            raise UsageError(f"suite: no member has a value '{metric}'{near(metric, present)}")
+    samples: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+    protocols: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for each in finished.values():
+        for metric in suite.metrics:
+            if metric in each.values:
+                value, member = each.values[metric], each.member
+                samples.setdefault((member.run, metric), {})[member.seed, member.prior] = value.value
+                protocols.setdefault((member.run, metric), []).append(value.protocol or {})
+    found = {}
+    for (run, metric), values in samples.items():
+        baseline = samples.get((suite.compare, metric))
+        compared = Comparison.of(Sample(values), Sample(baseline)) if baseline and run != suite.compare else None
+        first = next(protocols[own.name, metric] for own in suite.runs if (own.name, metric) in protocols)[0]
+        odd = dict.fromkeys(name for other in protocols[run, metric] for name in _unlike(first, other))
+        found[run, metric] = Cell(Sample(values), compared, tuple(odd))
+    return found
+
+
+def _unlike(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The conditions in which two values differ, but for those that say whose the values are."""
+    if "checkpoint" in first and "checkpoint" in other:
+        return differences(Conditions.from_dict(first), Conditions.from_dict(other))
+    own = ("seed", "checkpoint")
+    return [name for name in sorted({*first, *other}) if name not in own and first.get(name) != other.get(name)]
+
+
+def markdown(name: str, suite: Suite, finished: Mapping[str, Finished]) -> str:
+    """The table, and below it what its numbers are."""
+    table = cells(suite, finished)
+    head = ["", *suite.metrics.values()]
+    rows = [[run.name, *(table[run.name, m].text if (run.name, m) in table else "" for m in suite.metrics)]
+            for run in suite.runs]  # fmt: skip
+    lines = [
+        f"|{'|'.join(f' {text} ' if text else ' ' for text in row)}|" for row in (head, ["---"] * len(head), *rows)
+    ]
+    return "\n".join([*lines, "", *_footnotes(name, suite, finished, table)]) + "\n"
+
+
+def _footnotes(
+    name: str, suite: Suite, finished: Mapping[str, Finished], table: Mapping[tuple[str, str], Cell]
+) -> list[str]:
+    command = f"overture bench {name}" + (" --tiny" if suite.is_tiny else "")
+    notes = [f"{len(finished)} of {len(suite.members)} members (`{command}`), {_counts(suite)}."]
+    if suite.is_tiny:
+        notes.append("This is the tiny form, trained for seconds: its numbers mean nothing.")
+    overs = {cell.sample.over for cell in table.values()} - {""}
+    notes += [f"Mean ± standard deviation over {joined(sorted(overs))}."] if overs else []
+    compared = [cell.comparison for cell in table.values() if cell.comparison is not None]
+    if compared:
+        known = sum(each.margin is not None for each in compared)
+        if known:
+            notes.append(
+                f"{WITHIN}: the difference to {suite.compare} is within chance (its 95 % interval of Welch over "
+                f"{joined(sorted(overs))} holds 0). {known} were compared; of differences that are nothing but chance, one in "
+                "twenty is not marked."
+            )
+        if known < len(compared):
+            notes.append(f"{UNKNOWN}: chance is not known, it takes two seeds or two priors of each.")
+    marked = {(suite.metrics[m], FIELDS.get(f, f)) for (_, m), cell in table.items() for f in cell.unlike}
+    notes += [f"{UNLIKE} made under unlike conditions: {'; '.join(f'{m}: {f}' for m, f in sorted(marked))}."] * bool(
+        marked
+    )
+    notes += _protocols(suite, finished)
+    data = dict.fromkeys(
+        tuple(each.record["data"][p]["images"] for p in ("train", "held_out")) for each in finished.values()
+    )
+    notes += [f"Images: {joined([f'{n:,} for training, {m:,} held out' for n, m in data])}."] if data else []
+    for key, words in (("processor", "Processor"), ("device", "Device"), ("torch", "PyTorch")):
+        found = sorted({str(each.record[key]) for each in finished.values()})
+        notes += [f"{words}: {joined(found)}."] if found else []
+    return ["  \n".join(notes)]
+
+
+def _counts(suite: Suite) -> str:
+    seeds = f"seed {suite.seeds[0]}" if len(suite.seeds) == 1 else f"seeds {joined([str(s) for s in suite.seeds])}"
+    return f"{len(suite.runs)} runs, {seeds}" + (f", {suite.priors} priors a tokenizer" if suite.priors > 1 else "")
+
+
+def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
+    """How the numbers of a column were made, of its first number; columns with one protocol together."""
+    said: dict[str, list[str]] = {}
+    for metric, heading in suite.metrics.items():
+        protocol = next((each.values[metric].protocol for each in finished.values() if metric in each.values), None)
+        if not protocol:
+            continue
+        if "checkpoint" in protocol:
+            words = in_words(Conditions.from_dict({**protocol, "seed": None, "checkpoint": None}))
+        else:
+            told = {
+                key.replace("_", " "): value for key, value in protocol.items() if key != "seed" and value is not None
+            }
+            numbers = ((key, f"{value:,}" if isinstance(value, int) else value) for key, value in told.items())
+            words = f"{'; '.join(f'{key} {value}' for key, value in numbers)}."
+        said.setdefault(words, []).append(heading)
+    return [f"{joined(headings)}: {words}" for words, headings in said.items()]
+
+
+def write_between_marks(page: Path, name: str, text: str) -> None:
+    """Put ``text`` between ``<!-- bench NAME -->`` and ``<!-- end -->``; the page is left alone if it is there already."""
+    begin, end = f"<!-- bench {name} -->", "<!-- end -->"
+    try:
+        old = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OvertureError(f"{page}: cannot read it ({getattr(error, 'strerror', None) or error})") from error
+    place = re.compile(rf"(?<={re.escape(begin)}\n).*?(?={re.escape(end)})", re.DOTALL)
+    count = old.count(f"{begin}\n")
+    match = place.search(old)
+    if match is None or count != 1 or "<!-- bench " in match[0]:
+        raise UsageError(f"{page}: needs the line '{begin}' once, and the line '{end}' after it")
+    new = old[: match.start()] + text + old[match.end() :]
+    if new != old:
+        with replacing(page) as temporary:
+            temporary.write_text(new, encoding="utf-8")

@@ -1,0 +1,559 @@
+"""Suites: killed and continued, copied, a member that fails; chance against brute force; tables between their marks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from overture.bench import SUITES, load_suite
+from overture.bench.chance import Comparison, Sample, student_quantile, student_tails, welch
+from overture.bench.member_file import Finished, processor_name, read_finished
+from overture.bench.page_table import cells, markdown
+from overture.bench.readings import Value, read_cliff
+from overture.bench.run_suite import SuiteFolder
+from overture.bench.suite import Suite
+from overture.cli import main
+from overture.config import to_dict
+from overture.errors import OvertureError, UsageError
+from overture.model_files import read_metadata
+from overture.processes import Processes
+from overture.progress import SilentProgress
+from overture.runs.checks import check_run
+from overture.runs.config import RunConfig
+from overture.runs.directory import RunDirectory
+from overture.runs.pool import Pool
+from overture.runs.worker import Task, run_task
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+SUITE = '''
+from dataclasses import replace
+from pathlib import Path
+
+from overture.bench.readings import Value
+from overture.bench.suite import Suite
+from overture.losses.perceptual import NoPerceptual
+from overture.recipes import recipe_configs
+
+HERE = Path(__file__).parent
+
+
+def small(run):
+    changes = {
+        "data.source": "few.npz", "data.held_out_share": 0.5, "tokenizer_training.steps": 6,
+        "tokenizer_training.adversarial.start": 3, "tokenizer_training.checkpoint_minutes": 0.0, "prior_training.steps": 4,
+        "tokenizer_training.log_every": 1, "prior_training.evaluate_every": 2, "evaluation.network": "random:16",
+        "tokenizer_training.optimizer.warmup": 1, "tokenizer_training.optimizer.flat": 2, "prior_training.optimizer.warmup": 1,
+        "tokenizer_training.discriminator_optimizer.warmup": 1, "tokenizer_training.discriminator_optimizer.flat": 2,
+        "tokenizer_training.perceptual": NoPerceptual(), "evaluation.samples": 20, "evaluation.metrics": ("fid",),
+    }
+    return run.changed(changes)
+
+
+def pair():
+    """Two small runs, and what is read off them."""
+    return Suite(
+        runs=tuple(map(small, recipe_configs("quickstart", tiny=True))),
+        compare="uniform", seeds=(3,), readings=("results", "my_suites:own"),
+        metrics={"generation.unguided.fid": "gFD", "bits.held_out": "bits, held out", "own.rows": "rows"},
+    )
+
+
+def more_priors():
+    """The same with two priors on each tokenizer."""
+    return replace(pair(), priors=2)
+
+
+def own(run, device):
+    """A reading of a stranger, which one file can stop."""
+    if (HERE / "stop" / run.root.name).exists():
+        raise ValueError("no such luck")
+    return {"own.rows": Value(run.token_file("train").rows, "rows")}
+'''
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with forty images and a suite of two small runs."""
+    return furnish(tmp_path, monkeypatch)
+
+
+def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "my_suites", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "my_suites.py").write_text(SUITE)
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    np.savez(folder / "few.npz", images=images, labels=np.arange(40) % 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite that nobody interrupts; one of its members by a worker of its own."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        furnish(folder, patch)
+        assert main(["bench", "my_suites:pair", "--out", "out", "--device", "cpu", "--only", "vcq-s3"]) == 0
+        done_here(patch)
+        assert main(["bench", "my_suites:pair", "--out", "out", "--device", "cpu"]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tasks are done in this process, which has imported all it needs; returns the labels of those that were begun."""
+    return done_here(monkeypatch)
+
+
+def done_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    begun: list[str] = []
+
+    def run_each(self: Pool, tasks: Sequence[Task]) -> dict[str, OvertureError]:
+        failures = {}
+        for task in tasks:
+            begun.append(task.label)
+            try:
+                run_task(task, SilentProgress(), Processes())
+            except OvertureError as error:
+                failures[task.label] = error
+        return failures
+
+    monkeypatch.setattr(Pool, "run_each", run_each)
+    return begun
+
+
+def numbers(root: Path) -> dict[str, Any]:
+    """The values of every member but the seconds, with the hashes of its models."""
+    records = {path.name: json.loads(path.read_text()) for path in sorted((root / "members").iterdir())}
+    return {
+        name: (record["models"], {k: v for k, v in record["values"].items() if not k.startswith("seconds.")})
+        for name, record in records.items()
+    }
+
+
+# -- members ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_member_is_one_file(whole: Path) -> None:
+    assert sorted(path.name for path in (whole / "members").iterdir()) == ["uniform-s3.json", "vcq-s3.json"]
+    record = json.loads((whole / "members/vcq-s3.json").read_text())
+    (run,) = whole.glob("runs/*/vcq-s3")
+    results = json.loads((run / "results.json").read_text())
+    measured = results["generation"]["unguided"]["measurements"]["fid"]
+    told = record["values"]["generation.unguided.fid"]
+    assert (told["value"], told["protocol"]) == (measured["value"], measured["protocol"])
+    bits = results["likelihood"]
+    gap = bits["held_out_allowed"]["bits_per_image"] - bits["train_allowed"]["bits_per_image"]
+    assert record["values"]["bits.gap"]["value"] == gap
+    assert record["values"]["own.rows"] == {"value": 20, "unit": "rows", "protocol": None}
+    assert record["values"]["entropy.room"]["value"] == pytest.approx(sum(map(math.log2, results["entropy"]["sizes"])))
+    assert record["models"] == results["models"]
+    assert record["data"]["train"]["images"] == 20
+    assert (record["processor"], record["device"], record["threads"]) == (processor_name(), "cpu", 1)
+    lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
+    assert [line["member"] for line in lines] == ["uniform-s3", "vcq-s3"]
+    assert lines[1]["values"] == record["values"]
+    # The models stay, what can be made again from them does not.
+    assert (run / "prior/model.safetensors").exists()
+    assert not (run / "tokens").exists()
+    assert not list(run.glob("samples/*.npz"))
+
+
+def test_killed_in_the_middle_and_continued_the_numbers_are_the_same(
+    here: Path, whole: Path, inline: list[str]
+) -> None:
+    suite = load_suite("my_suites:pair")
+    task = SuiteFolder(Path("out")).task(suite.members[0], suite, "cpu", "models")
+    child = os.fork()
+    if not child:  # pragma: no cover
+
+        class Deadly(SilentProgress):
+            steps = 0
+
+            def advance(self, count: int = 1, **shown: float) -> None:
+                self.steps += 1
+                if self.steps == 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        run_task(task, Deadly(), Processes())
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(Path(task.root).glob("tokenizer/step-*"))
+    assert not Path("out/members").exists()
+    assert main(["bench", "my_suites:pair", "--out", "out", "--only", "vcq"]) == 0
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 0
+    assert inline == ["vcq-s3", "uniform-s3"]
+    assert numbers(Path("out")) == numbers(whole)
+
+
+def test_a_copied_folder_is_not_run_again(
+    here: Path, whole: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("members", "results.jsonl"):  # a result file is enough
+        copy = shutil.copytree if part == "members" else shutil.copy
+        Path("elsewhere").mkdir(exist_ok=True)
+        copy(whole / part, Path("elsewhere") / part)
+    assert main(["bench", "my_suites:pair", "--out", "elsewhere", "--json"]) == 0
+    assert not inline
+    told = json.loads(capsys.readouterr().out)
+    assert told["missing"] == []
+    assert told["members"].keys() == {"uniform-s3", "vcq-s3"}
+    assert [(c["run"], c["within_chance"]) for c in told["table"]] == [("uniform", None)] * 3 + [("vcq", None)] * 3
+    assert (Path("elsewhere") / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+
+
+def test_further_priors_learn_the_same_tokens(here: Path, whole: Path, inline: list[str]) -> None:
+    shutil.copytree(whole, "out")
+    assert main(["bench", "my_suites:more_priors", "--out", "out", "--only", "uniform"]) == 0
+    assert inline == ["uniform-s3-p1"]
+    found = numbers(Path("out"))
+    (models, values), (other_models, others) = found["uniform-s3.json"], found["uniform-s3-p1.json"]
+    assert models["prior_hash"] != other_models["prior_hash"]
+    for name in ("entropy.bits", "reconstruction.distance", "reconstruction.psnr"):
+        assert values[name]["value"] == others[name]["value"]
+    assert values["bits.held_out"]["value"] != others["bits.held_out"]["value"]
+    files = [
+        next(Path("out").glob(f"runs/*/{name}/tokenizer/model.safetensors")) for name in ("uniform-s3", "uniform-s3-p1")
+    ]
+    first, second = (read_metadata(path, "tokenizer") for path in files)
+    assert second["ids_hash"] == first["weights_hash"]
+
+
+def test_a_further_prior_waits_for_its_tokenizer(
+    here: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "my_suites:more_priors", "--out", "out", "--only", "vcq-s3-p1"]) == 1
+    assert not inline
+    assert "vcq-s3-p1: starts from the tokenizer of vcq-s3, which is not finished" in capsys.readouterr().err
+
+
+def test_a_member_that_fails_takes_no_other_with_it(
+    here: Path, whole: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, "out")
+    shutil.rmtree("out/members")
+    Path("stop").mkdir()
+    Path("stop/uniform-s3").touch()
+    command = ["bench", "my_suites:pair", "--out", "out"]
+    assert main(command) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("overture: 1 member failed, the others are not touched by it: uniform-s3: my_suites:own: ")
+    assert "no such luck" in last
+    assert [path.name for path in Path("out/members").iterdir()] == ["vcq-s3.json"]
+    Path("stop/uniform-s3").unlink()
+    assert main(command) == 0
+    assert inline == ["uniform-s3", "vcq-s3", "uniform-s3"]
+    assert numbers(Path("out")) == numbers(whole)
+
+
+def test_workers_of_a_pool_fail_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = tmp_path / "python"
+    shell.write_text(
+        f"""#!/bin/sh
+case "$3" in
+*run0*) echo '{{"error": "wrong", "status": 2}}'; exit 2;;
+*run1*) kill -KILL $$;;
+esac
+touch {tmp_path}/done
+"""
+    )
+    shell.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shell))
+    tasks = [Task(f"run{n}", RunConfig(), str(tmp_path / f"run{n}"), str(tmp_path / "networks")) for n in range(3)]
+    pool = Pool(1)
+    failures = pool.run_each(tasks)
+    assert {name: type(error) for name, error in failures.items()} == {"run0": UsageError, "run1": OvertureError}
+    assert "SIGKILL" in str(failures["run1"])
+    assert (tmp_path / "done").exists()
+    assert pool.run_each(tasks[2:]) == {}
+
+
+def test_images_that_lie_elsewhere(
+    here: Path, whole: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data").mkdir()
+    Path("few.npz").rename("data/the.npz")
+    shutil.copytree(whole, "out")
+    command = ["bench", "my_suites:pair", "--out", "out", "--data"]
+    assert main([*command, "data/the.npz"]) == 0
+    assert not inline
+    Path("out/members/vcq-s3.json").unlink()
+    assert main([*command, "data/the.npz"]) == 0  # only what was deleted of the run is made again
+    assert inline == ["vcq-s3"]
+    assert numbers(Path("out"))["vcq-s3.json"][0] == numbers(whole)["vcq-s3.json"][0]
+    shutil.rmtree("out/runs")
+    Path("out/members/vcq-s3.json").unlink()
+    images = np.random.default_rng(1).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    np.savez("others.npz", images=images, labels=np.arange(40) % 2)
+    assert main([*command, "others.npz"]) == 2
+    assert "vcq-s3 was measured on other images than uniform-s3 (train: 20 with fingerprint" in capsys.readouterr().err
+    assert main([*command[:-1], "--held-out", "others.npz"]) == 2
+    assert "--held-out goes with --data" in capsys.readouterr().err
+
+
+def test_what_was_declared_otherwise_is_refused(
+    here: Path, whole: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, "out")
+    Path("my_suites.py").write_text(SUITE.replace('"prior_training.steps": 4', '"prior_training.steps": 5'))
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 2
+    assert "uniform-s3.json: was measured with another config (prior_training.steps was 4, now 5)" in (
+        capsys.readouterr().err
+    )
+    Path("my_suites.py").write_text(SUITE.replace('readings=("results", ', 'readings=("results", "cliff", '))
+    sys.modules.pop("my_suites")
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 2
+    assert "readings was ['results', 'my_suites:own'], now ['results', 'cliff', " in capsys.readouterr().err
+    file = Path("out/members/vcq-s3.json")
+    file.write_text(file.read_text().replace('"tiny": false', '"tiny": true'))
+    sys.modules.pop("my_suites")
+    Path("my_suites.py").write_text(SUITE)
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 1
+    assert "vcq-s3.json: was changed since it was written; delete it to measure again" in capsys.readouterr().err
+    record = {name: value for name, value in json.loads(file.read_text()).items() if name != "checksum"}
+    file.write_text(json.dumps({**record, "tiny": False, "values": {"x": {"value": None, "unit": ""}}}))
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 1
+    assert "damaged (member.values.x.value is None, needs a finite number" in capsys.readouterr().err
+    file.write_text(json.dumps({**record, "tiny": True}))
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 2
+    assert "vcq-s3.json: was measured with another config (it is a tiny one)" in capsys.readouterr().err
+    assert not inline
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["uniform-vqc"], "unknown suite 'uniform-vqc' (did you mean 'uniform-vcq'"),
+        (["my_suites:small"], "my_suites:small: "),
+        (["my_suites:pair", "--only", "unifrom-s3"], "--only unifrom-s3: the suite has no such member or run (did you mean 'uniform"),
+        (["my_suites:pair", "--jobs", "-1"], "--jobs is -1, needs >= 1"),
+        (["my_suites:pair", "--out", "few.npz"], "--out few.npz: is a file; name a folder"),
+        (["my_suites:pair", "--tables", "page.md"], "holds no finished member of my_suites:pair; run it first"),
+        (["my_suites:pair", "--prior.depth", "3"], "bench: unknown option '--prior.depth'"),
+    ],
+)  # fmt: skip
+def test_bad_words_are_one_line(
+    words: list[str], line: str, here: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *words]) in (1, 2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert line in said[0]
+    assert not inline
+
+
+# -- suites -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(SUITES))
+def test_members_of_our_suites_can_be_run(name: str) -> None:
+    for suite in (load_suite(name), load_suite(name, tiny=True)):
+        for member in suite.members:
+            if not member.prior and member.seed == suite.seeds[0]:
+                check_run(member.config.resolve(10), until=suite.until)
+        assert len({member.group for member in suite.members}) == 1  # they share one judge
+        for part in ("judge", "perceptual_network"):  # as a run draws its networks
+            seeds = {1000 * m.config.seed + getattr(m.config, part).seed for m in suite.members}
+            assert seeds == {getattr(suite.runs[0], part).seed}
+    assert len(load_suite(name, tiny=True).seeds) == 2
+
+
+def test_equal_bits_and_equal_largest_sizes() -> None:
+    sizes = {run.name: run.tokenizer.layout.sizes for run in load_suite("uniform-vcq").runs}
+    bits = {name: sum(map(math.log2, each)) for name, each in sizes.items()}
+    assert bits["uniform"] == 320
+    assert abs(bits["equal-bits"] - 320) < 1
+    assert {max(sizes[name]) for name in ("uniform", "linear", "power-2", "geometric")} == {1024}
+    assert bits["uniform"] > bits["linear"] > bits["power-2"] > bits["geometric"]
+
+
+def test_suites_that_cannot_be() -> None:
+    run = RunConfig(name="a")
+    good: dict[str, Any] = {"runs": (run, replace(run, name="b")), "metrics": {"x": "x"}}
+    for wrong, line in (
+        ({"runs": (run, run)}, "different names"),
+        ({"runs": (replace(run, name="a/b"),)}, "needs a name of letters"),
+        ({"runs": (run, replace(run, name="a-s0")), "seeds": (0,), "priors": 1, "compare": "c"}, "no run of it"),
+        ({"seeds": (1, 1)}, "different ones"),
+        ({"seeds": (1000,)}, "needs 0 to 999"),
+        ({"priors": 0}, "needs >= 1"),
+        ({"priors": 2, "until": "tokens"}, "1 where runs end at their tokens"),
+        ({"metrics": {}}, "needs metrics"),
+        (
+            {"runs": (run.changed({"tokenizer_training.joint": "default", "prior_source": "joint"}),), "priors": 2},
+            "has the prior",
+        ),
+    ):
+        with pytest.raises(UsageError, match=line):
+            Suite(**{**good, **wrong})
+    members = Suite(**good, seeds=(5, 7), priors=2).members
+    assert [m.name for m in members] == [f"{r}-s{s}{p}" for r in "ab" for s in (5, 7) for p in ("", "-p1")]
+    assert len({m.config.seed for m in members if m.run == "a"}) == 4
+    assert to_dict(members[1].config)["tokenizer_training"]["start_from"] == "a-s5"
+
+
+def test_the_cliff_of_some_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that count in base 4: position t holds 2 bits until log2 N are told."""
+    ids = (np.arange(2048)[:, None] // 4 ** np.arange(8)[::-1]) % 4
+
+    class Tokens:
+        rows, central_crop, layout = 2048, 0, None
+
+        def ids(self, rows: Any, crop: int) -> Any:
+            return ids[rows]
+
+    monkeypatch.setattr(RunDirectory, "token_file", lambda self, part: Tokens())
+    found = read_cliff(RunDirectory(tmp_path), None)  # type: ignore[arg-type]
+    assert {name for name in found if name.endswith("measured")} == {"cliff.1000.measured", "cliff.2048.measured"}
+    assert found["cliff.2048.bits"].value == pytest.approx(11)
+    assert found["cliff.1000.bits"].value == pytest.approx(math.log2(1000))
+    assert found["cliff.2048.predicted"].value == 6  # 4^6 is the first power of 4 from 2048 on
+    assert found["cliff.2048.measured"].value == 8  # counted from the top, the last digit still tells 2 of 11 bits
+
+
+# -- chance -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom", [1.0, 2.0, 2.7, 4.0, 11.3, 150.0])
+def test_student_against_its_integral(freedom: float) -> None:
+    """The tails by adding up the density, which is another road than the incomplete beta's fraction."""
+    t = (np.arange(200_000) + 0.5) / 200_000
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    for bound in (0.01, 0.7, 2.2, 12.7):
+        inner = bound * t
+        density = scale * (1 + inner**2 / freedom) ** (-(freedom + 1) / 2)
+        assert student_tails(bound, freedom) == pytest.approx(1 - 2 * bound * density.mean(), abs=1e-9)
+        assert student_tails(bound, freedom) == pytest.approx(2 * stats.t.sf(bound, freedom), rel=1e-10)
+    assert student_quantile(0.05, freedom) == pytest.approx(stats.t.isf(0.025, freedom), rel=1e-9)
+    assert student_tails(0.0, freedom) == 1
+
+
+def test_the_interval_of_welch() -> None:
+    draw = np.random.default_rng(0)
+    for sizes in ((2, 2), (3, 3), (3, 7), (20, 4)):
+        a, b = draw.normal(0, 1, sizes[0]), draw.normal(1, 3, sizes[1])
+        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        difference, margin = a.mean() - b.mean(), welch(a.tolist(), b.tolist())
+        assert (difference - margin, difference + margin) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert welch([2, 2, 2], [3, 3]) == 0
+    with pytest.raises(ValueError, match="two data points"):
+        welch([1.0], [1.0, 2.0])
+
+
+def test_chance_is_measured_over_seeds_else_over_priors_else_not_at_all() -> None:
+    over_seeds = Sample({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0})
+    assert (over_seeds.over, over_seeds.units, over_seeds.mean) == ("seeds", [2.0, 5.0], 3.5)
+    assert over_seeds.spread == pytest.approx(np.std([2, 5], ddof=1))
+    over_priors = Sample({(0, 0): 1.0, (0, 1): 3.0})
+    assert (over_priors.over, over_priors.units) == ("priors", [1.0, 3.0])
+    alike = Sample({(0, 0): 2.0, (0, 1): 2.0})  # of the tokenizer alone
+    one = Sample({(0, 0): 2.0})
+    for sample in (alike, one):
+        assert (sample.over, sample.units, sample.spread) == ("", [2.0], None)
+    for a, b in ((over_seeds, one), (over_seeds, over_priors), (alike, alike), (alike, over_priors)):
+        assert Comparison.of(a, b).within_chance is None
+    near, far = (Sample({(s, 0): base + 0.1 * s for s in range(3)}) for base in (2.05, 3.0))
+    base = Sample({(s, 0): 2 + 0.1 * s for s in range(3)})
+    assert Comparison.of(near, base).within_chance is True
+    assert Comparison.of(far, base).within_chance is False
+    assert Comparison.of(base, base).within_chance is True
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+
+def made(values: dict[str, dict[str, float]], protocol: dict[str, Any] | None = None, **about: Any) -> tuple[Suite, dict[str, Finished]]:  # fmt: skip
+    """A suite of the runs a and b, and finished members with these values by member and metric."""
+    run = RunConfig(name="a")
+    suite = Suite(runs=(run, replace(run, name="b")), metrics={"x": "X", "y": "Y"}, compare="a", **about)
+    images = {"images": 10, "fingerprint": "x"}
+    machine = {"processor": "one", "device": "cpu", "torch": "2", "data": {"train": images, "held_out": images}}
+    members = {member.name: member for member in suite.members}
+    finished = {
+        name: Finished(members[name], {m: Value(v, "", protocol) for m, v in each.items()}, machine)
+        for name, each in values.items()
+    }
+    return suite, finished
+
+
+def test_the_words_of_a_table() -> None:
+    suite, finished = made(
+        {
+            "a-s0": {"x": 0.1, "y": 1000}, "a-s1": {"x": 0.12, "y": 1000}, "a-s2": {"x": 0.11, "y": 1000},
+            "b-s0": {"x": 0.118, "y": 1100}, "b-s1": {"x": 0.098, "y": 1100},
+        },
+        {"rows": 60000},
+    )  # fmt: skip
+    text = markdown("made", suite, finished)
+    assert text.splitlines()[:4] == [
+        "| | X | Y |",
+        "| --- | --- | --- |",
+        "| a | 0.110 ± 0.010 | 1,000 ± 0 |",
+        "| b | 0.108 ± 0.014 ≈ | 1,100 ± 0 |",
+    ]
+    assert "5 of 6 members (`overture bench made`), 2 runs, seeds 0, 1 and 2." in text
+    assert (
+        "≈: the difference to a is within chance (its 95 % interval of Welch over seeds holds 0). 2 were compared;"
+        in text
+    )
+    assert "X and Y: rows 60,000." in text
+    suite, finished = made({"a-s0": {"x": 12.3456}, "b-s0": {"x": 0.0012345, "y": -3}}, seeds=(0,))
+    assert markdown("made", suite, finished).splitlines()[2:4] == ["| a | 12.35 | |", "| b | 0.001234 ? | -3 |"]
+    suite, finished = made({"a-s0": {"z.long.name": 1}})
+    with pytest.raises(UsageError, match=r"no member has a value 'x'"):
+        cells(replace(suite, metrics={"x": "X"}), finished)
+    with pytest.raises(UsageError, match=r"'long.name' \(did you mean 'z.long.name'"):
+        cells(replace(suite, metrics={"long.name": "X"}), finished)
+
+
+def test_unlike_conditions_are_marked() -> None:
+    suite, finished = made({"a-s0": {"x": 1.5, "y": 1}, "b-s0": {"x": 2.5, "y": 1}}, {"rows": 1, "seed": 0}, seeds=(0,))
+    other = replace(
+        finished["b-s0"], values={"x": Value(2.5, "", {"rows": 2, "seed": 1}), "y": Value(1, "", {"rows": 1})}
+    )
+    text = markdown("made", suite, {**finished, "b-s0": other})
+    assert "| b | 2.500 ?† | 1 ? |" in text
+    assert "† made under unlike conditions: X: rows." in text
+
+
+def test_tables_touch_nothing_outside_their_marks(here: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "my_suites:pair", "--out", str(whole), "--tables", "page.md"]
+    marks = "<!-- bench my_suites:pair -->\n{}<!-- end -->"
+    before, after = "# Mine\n\n<!-- bench other -->\nkept\n<!-- end -->\n\n", "\n\nkept too\n<!-- end -->\n"
+    page = Path("page.md")
+    page.write_text(before + marks.format("stale\n") + after)
+    assert main(command) == 0
+    text = page.read_text()
+    assert text.startswith(before + "<!-- bench my_suites:pair -->\n| | gFD | bits, held out | rows |\n")
+    assert text.endswith("<!-- end -->" + after)
+    assert "stale" not in text
+    assert "](images/bench-pair.svg)" in text
+    written = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (page, Path("images/bench-pair.svg"))}
+    assert main(command) == 0
+    assert page.stat().st_mtime_ns == written[page][1]
+    assert {path: path.read_bytes() for path in written} == {path: data for path, (data, _) in written.items()}
+    for wrong in (
+        "nothing",
+        marks.format("") + marks.format(""),
+        "<!-- bench my_suites:pair -->\n<!-- bench b -->\n<!-- end -->",
+    ):
+        page.write_text(wrong)
+        assert main(command) == 2
+        assert "page.md: needs the line '<!-- bench my_suites:pair -->' once" in capsys.readouterr().err
+        assert page.read_text() == wrong
+    assert main([*command[:-1], "none.md"]) == 1
+    assert "none.md: cannot read it" in capsys.readouterr().err
+    assert not read_finished(Path("nowhere"), load_suite("my_suites:pair"))
