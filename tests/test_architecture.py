@@ -19,7 +19,7 @@ LEVELS = [
     {"config", "last_resort"},
     {"processes", "progress", "schedules"},
     {"layout", "model_files"},
-    {"nn"},
+    {"nn", "pretrained"},
     {"quantizers", "data"},
     {"losses", "tokenizers", "priors"},
     {"pictures", "pipeline", "training"},
@@ -28,6 +28,7 @@ LEVELS = [
     {"runs", "interop"},
     {"plan", "report"},
     {"recipes"},
+    {"bench"},
     {"cli"},
 ]
 """Rooms from the ground up. A room imports rooms below it and nothing else."""

@@ -18,6 +18,7 @@ from overture.model_files import read_weights
 from overture.priors.model import PriorConfig
 from overture.processes import Processes
 from overture.recipes import recipe_configs
+from overture.runs.config import RunConfig
 from overture.training.checkpoint import load_state, save_state
 from overture.training.optim import OptimizerConfig
 from overture.training.train_prior import EngineConfig, PriorTrainer, PriorTrainingConfig
@@ -95,10 +96,33 @@ def joint_steps(processes: Processes) -> dict[str, Any]:
     return trainer.state_dict()
 
 
+def revived() -> RunConfig:
+    """A tiny VCQ tokenizer whose idle codes are revived after every step that trains them."""
+    changes = {"tokenizer.segments.0.quantizer.revive_after": 1, "tokenizer_training.perceptual": NoPerceptual()}
+    return recipe_configs("quickstart", tiny=True)[1].resolve(10).changed(changes)
+
+
+def decoder_steps(processes: Processes, start: Path) -> dict[str, Tensor]:
+    """A tokenizer after three steps of its decoder alone."""
+    config = revived()
+    alone = {"start_from": str(start), "trains": "decoder", "adversarial.start": 1}
+    rates = {"optimizer.learning_rate": 1e-4, "optimizer.learning_rate_min": 1e-5}
+    config = config.changed({f"tokenizer_training.{name}": value for name, value in {**alone, **rates}.items()})
+    trainer = TokenizerTrainer(config.tokenizer, config.tokenizer_training, seed=2, processes=processes)
+    for step in range(3):
+        pixels = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(step)) * 255
+        share = processes.share_out(8)
+        rows = slice(share.start, share.stop)
+        indices = torch.arange(8)[rows]
+        trainer.train_batch(Batch(pixels.byte()[rows], indices % 10, indices))
+    return trainer.tokenizer.state_dict()
+
+
 def _process(processes: Processes, folder: Path) -> None:
-    joint = joint_steps(processes)
+    joint, tuned = joint_steps(processes), decoder_steps(processes, folder / "start.safetensors")
     if processes.is_main:
         torch.save(joint, folder / "joint.pt")
+        torch.save(tuned, folder / "tuned.pt")
     for name, engine in ENGINES.items():
         trainer = trainer_of(processes, engine)
         losses = steps(trainer, 3)
@@ -126,6 +150,9 @@ def several(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps(trainer, 2)
     saved(trainer, folder / "alone" / "later")
     assert state["step"] == 3
+    config = revived()
+    start = TokenizerTrainer(config.tokenizer, config.tokenizer_training, seed=2, processes=Processes())
+    start.save(folder / "start.safetensors", {})
     together(_process, request.param, folder, folder)
     return folder
 
@@ -164,6 +191,22 @@ def test_a_tokenizer_with_a_joint_prior_and_an_adversary(several: Path) -> None:
     for part in ("tokenizer", "adversarial"):
         assert largest(dict(found[part]), dict(alone[part])) < 1e-4
     assert largest(dict(found["joint"]["prior"]), dict(alone["joint"]["prior"])) < 1e-4
+
+
+def test_a_decoder_alone(several: Path) -> None:
+    """What is frozen stays so to the last bit; what is not is trained as in one process."""
+    start = several / "start.safetensors"
+    given, found, alone = (
+        read_weights(start, "ema"),
+        torch.load(several / "tuned.pt"),
+        decoder_steps(Processes(), start),
+    )
+    for name, value in found.items():
+        if name.startswith("decoder."):
+            assert torch.allclose(value, alone[name], atol=1e-5), name
+        else:
+            assert torch.equal(value, given[name]), name
+    assert not torch.equal(found["decoder.head.projection.weight"], given["decoder.head.projection.weight"])
 
 
 @pytest.mark.parametrize("name", ENGINES)

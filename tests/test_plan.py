@@ -205,7 +205,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert out["recipe"] == "imagenet-2d"
     assert set(out["runs"][0]) == {
         "recipe", "run", "world_size", "images", "layout", "parameters", "flops_per_image", "stages",
-        "memory_per_device", "checkpoints", "assumptions",
+        "memory_per_device", "checkpoints", "reference", "assumptions",
     }  # fmt: skip
     assert out["runs"][0]["images"]["train"] == 500
     assert main(words) == 0

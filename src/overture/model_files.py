@@ -25,7 +25,7 @@ from overture.files import cannot_write, check_once, json_hash, near_path, repla
 from overture.hub import HubFolder, is_hub
 
 __all__ = [
-    "check_config", "find_model", "header_texts", "load_model", "model_hash", "opened_weights", "read_metadata",
+    "check_config", "find_model", "header_texts", "ids_hash", "load_model", "model_hash", "opened_weights", "read_metadata",
     "read_tensors", "read_weights", "save_model", "weights_hash",
 ]  # fmt: skip
 
@@ -98,7 +98,7 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
         raise OvertureError(
             f"{path}: its metadata were changed since it was written; take another copy, or train it again"
         )
-    return {key: _parse(value) for key, value in header.items()}
+    return {key: value if key.endswith("_hash") else _parse(value) for key, value in header.items()}
 
 
 def read_weights(path: Path, role: str) -> dict[str, Tensor]:
@@ -170,6 +170,12 @@ def check_config(path: Path, kind: str, config: Any) -> dict[str, Any]:
 def model_hash(path: str | Path, kind: str) -> str:
     """Which model a number is of: the hash of the weights that ``path`` means (see :func:`find_model`)."""
     return str(read_metadata(find_model(path, kind), kind)["weights_hash"])
+
+
+def ids_hash(metadata: Mapping[str, Any]) -> str:
+    """Whose ids a tokenizer gives, by the metadata of its file: its own hash, or the one of the tokenizer that its encoder
+    and codebooks are from, where these have stayed as they were."""
+    return str(metadata.get("ids_hash", metadata["weights_hash"]))
 
 
 def find_model(path: str | Path, kind: str) -> Path:

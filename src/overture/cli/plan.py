@@ -6,6 +6,11 @@ import argparse
 from typing import Any
 
 from overture.cli.common import at_least, print_json
+from overture.cli.run import add_growth, add_start_from
+from overture.errors import UsageError
+
+UTILISATION = 0.4
+"""What well-kept training of transformers of this size reaches of a card's peak, about; assumed where nothing is said."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,6 +28,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form")
     parser.add_argument("--only", metavar="NAME", help="of a recipe with several runs, this one alone")
     parser.add_argument("--preset", metavar="NAME", help="sampling settings as published: paper, unguided")
+    add_growth(parser)
+    add_start_from(parser)
+    parser.add_argument("--card", metavar="NAME", help="accelerator-hours on it: h100, a100, l40s, ..., or module:name")
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        metavar="SHARE",
+        help=f"of the card's peaks, an assumption (default: {UTILISATION})",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(accepts_overrides=True, run=run)
 
@@ -30,13 +44,19 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the plans."""
     from overture.cli.run import chosen_configs
+    from overture.plan.card_hours import card_hours
     from overture.plan.run_plan import count_images, make_plan
 
     at_least(options, images=1, world_size=1)
-    plans = [
-        make_plan(config, count_images(config, options.images), options.world_size)
-        for config in chosen_configs(options)
-    ]
+    if options.utilisation is not None and options.card is None:
+        raise UsageError("--utilisation is a share of a card's peak; name it with --card")
+    plans = []
+    for config in chosen_configs(options):
+        plan = make_plan(config, count_images(config, options.images), options.world_size)
+        if options.card is not None:
+            share = UTILISATION if options.utilisation is None else options.utilisation
+            plan["card"] = card_hours(plan, config, options.card, share)
+        plans.append(plan)
     if options.json:
         print_json({"recipe": options.recipe, "runs": plans})
         return 0
@@ -77,6 +97,41 @@ def table(plan: dict[str, Any]) -> list[str]:
             lines.append(f"  {name:<20}{_bytes(memory['total']):>14}: {parts}")
     lines.append("checkpoints")
     lines += [f"  {_words(name):<20}{_bytes(size):>14}" for name, size in plan["checkpoints"].items() if size]
+    return lines + (card_lines(plan) if "card" in plan else []) + reference_lines(plan)
+
+
+def card_lines(plan: dict[str, Any]) -> list[str]:
+    """Hours on a card, and whether a device has the memory."""
+    card, size = plan["card"], plan["world_size"]
+    lines = [
+        f"accelerator-hours on {card['name']} ({_flops(card['flops'])}/s bfloat16, {_bytes(card['bandwidth'])}/s), if "
+        f"{100 * card['utilisation']:g} % of both is reached (an assumption, nothing was measured)"
+    ]
+    for name, hours in card["hours"].items():
+        notes = [f"the first hour reaches step {card['first_hour'][name]:,}"] if name in card["first_hour"] else []
+        notes += [f"{card['samples']:,} samples"] if name.startswith("samples") else []
+        lines += [f"  {_words(name):<20}{hours:>14,.1f}  {''.join(notes)}".rstrip()] if hours else []
+    together = f"  {card['elapsed_hours']:,.1f} hours on {size} at once" if size > 1 else ""
+    lines.append(f"  {'in all':<20}{card['total_hours']:>14,.1f}{together}")
+    lines.append(f"memory of {card['name']}, {_bytes(card['memory_bytes'])} of which a twentieth is kept free")
+    for stage, memory in card["memory"].items():
+        fits = f"fits, {_bytes(memory['left'])} left" if memory["left"] >= 0 else f"does not fit: {memory['advice']}"
+        lines.append(f"  {stage:<20}{fits}")
+    return lines
+
+
+def reference_lines(plan: dict[str, Any]) -> list[str]:
+    """What the first log lines should say."""
+    reference = plan["reference"]
+    if not reference["step_0"]:
+        return []
+    lines = ["expected in the log at step 0 (docs/reference-curves.md)"]
+    for stage, values in reference["step_0"].items():
+        told = (f"{_words(name)} {value:,.{0 if value >= 100 else 3}f}" for name, value in values.items())
+        lines.append(f"  {stage:<20}{', '.join(told)}")
+    if reference["prior_first_nat"]:
+        bits = f"first to the {plan['layout']['bits']:,.0f} bits of the layout or below"
+        lines.append(f"  {'':<20}bits per image fall from about step {reference['prior_first_nat']:,} on, {bits}")
     return lines
 
 

@@ -38,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form, about a minute on a CPU")
     parser.add_argument("--only", metavar="NAME", help="of a recipe with several runs, this one alone")
     parser.add_argument("--preset", metavar="NAME", help="sample with the settings as published: paper, unguided")
+    add_growth(parser)
+    add_start_from(parser)
     parser.add_argument("--jobs", type=int, default=0, help="runs worked on at the same time (default: as cores allow)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
@@ -46,6 +48,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="show this; with a RECIPE the parts of its config, with a WORD the options that have it in their names",
     )  # fmt: skip
     parser.set_defaults(accepts_overrides=True, parser=parser)
+
+
+def add_growth(parser: argparse.ArgumentParser) -> None:
+    """``--growth``."""
+    parser.add_argument(
+        "--growth", metavar="LAW", help="how the codebooks grow: 'power 2', 'geometric 2..4096', 'visual: my_laws:late'"
+    )
+
+
+def add_start_from(parser: argparse.ArgumentParser) -> None:
+    """``--start-from``."""
+    parser.add_argument(
+        "--start-from", metavar="RUN", help="begin with the models of a run, a directory of imports or hf:owner/name"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -95,15 +111,19 @@ def show_help(options: argparse.Namespace) -> None:
         return
     print(inspect.cleandoc(load_recipe(options.recipe).__doc__ or ""))
     print(f"\nExample: overture {options.command} {options.recipe} --tiny --seed 1 --out runs/first")
-    print("\nOptions of every recipe: --out --tiny --only --preset --jobs --device --json (overture run --help).")
+    print("\nOptions of every recipe (overture run --help):")
+    print("--out --tiny --only --preset --growth --start-from --jobs --device --json\n")
     print("Options of the config, with what this recipe sets (--help WORD shows those with WORD in their names):\n")
     print(describe_parts(config))
 
 
 def chosen_configs(options: argparse.Namespace) -> tuple[RunConfig, ...]:
-    """The recipe's configs with ``--tiny``, ``--only``, ``--preset`` and overrides applied."""
+    """The recipe's configs with ``--tiny``, ``--only``, ``--preset``, ``--growth``, ``--start-from`` and overrides
+    applied."""
     from overture.recipes import recipe_configs
+    from overture.recipes.growth import with_growth
     from overture.recipes.presets import preset_words
+    from overture.runs.adopt import starting_from
 
     configs = recipe_configs(options.recipe, options.tiny)
     if options.only:
@@ -114,6 +134,15 @@ def chosen_configs(options: argparse.Namespace) -> tuple[RunConfig, ...]:
     if options.preset:
         words = preset_words(options.recipe, options.preset)
         configs = tuple(replace(config, evaluation=replace(config.evaluation, **words)) for config in configs)
+    if options.growth is not None and options.start_from is not None:
+        raise UsageError(
+            "--growth does not go with --start-from: codebooks are those of the model that is started from"
+        )
+    if options.growth is not None:
+        configs = with_growth(configs, options.growth)
+    if options.start_from is not None:
+        prior = getattr(options, "until", "prior") != "tokenizer"
+        configs = tuple(starting_from(config, options.start_from, prior=prior) for config in configs)
     changes = parse_overrides(options.overrides)
     return tuple(config.changed(switched(config, changes)) for config in configs)
 

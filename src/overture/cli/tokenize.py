@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Encode and write."""
     from overture.cli.common import images_as_trained, print_json
     from overture.data.sources import open_source
-    from overture.model_files import model_hash
+    from overture.model_files import find_model, ids_hash, read_metadata
     from overture.pipeline import load_tokenizer
     from overture.processes import Processes
     from overture.progress import SilentProgress, TerminalProgress, stoppable
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     processes = Processes.join(options.device)
     tokenizer = load_tokenizer(options.path, options.weights, device=processes.device)
-    digest = model_hash(options.path, "tokenizer")
+    digest = ids_hash(read_metadata(find_model(options.path, "tokenizer"), "tokenizer"))
     source = open_source(options.data)
     data = images_as_trained(options.path, tokenizer, source=options.data)
     with stoppable():

@@ -22,6 +22,7 @@ from overture.errors import UsageError
 from overture.layout import Layout
 from overture.losses.perceptual import ConvNextConfig, DomainConfig, LpipsConfig
 from overture.plan.cost_counter import Cost, CostCounter, parameters
+from overture.plan.reference_curve import reference_curve
 from overture.priors.guidance import Guidance
 from overture.priors.model import PriorConfig
 from overture.runs.config import RunConfig
@@ -85,7 +86,9 @@ def make_plan(config: RunConfig, images: Images, world_size: int = 1) -> dict[st
     flops = {name: cost.flops for name, cost in costs.items()}
     step = _tokenizer_step(config, flops)
     counts = {name: parameters(module) for name, module in modules.items()}
+    steps1 = training.steps if counts["trained"] else 0
     steps3 = stage3.steps if config.prior_source == "tokens" else 0
+    tokenizer_memory = _tokenizer_memory(modules, costs, math.ceil(training.batch_size / world_size))
     return {
         "recipe": config.recipe,
         "run": config.name,
@@ -112,15 +115,16 @@ def make_plan(config: RunConfig, images: Images, world_size: int = 1) -> dict[st
             "sample_guided": sampling_flops(config.prior, layout, config.evaluation.guided.guidance) + flops["decode"],
         },
         "stages": {
-            "tokenizer": _stage(training.steps, training.batch_size, images.train, step),
+            "tokenizer": _stage(steps1, training.batch_size, images.train, step),
             "tokens": _tokens(config, images, flops["encode"]),
             "prior": _stage(steps3, stage3.batch_size, images.train, 3 * flops["prior"]),
         },
         "memory_per_device": {
-            "tokenizer": _tokenizer_memory(modules, costs, math.ceil(training.batch_size / world_size)),
+            "tokenizer": tokenizer_memory if steps1 else None,
             "prior": _prior_memory(config, counts["prior"], costs["prior"], world_size) if steps3 else None,
         },
         "checkpoints": _checkpoints(config, counts),
+        "reference": reference_curve(config),
         "assumptions": list(ASSUMPTIONS),
     }
 
@@ -133,7 +137,7 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
     training, size, channels = config.tokenizer_training, config.data.image_size, config.data.channels
     layout, device = config.tokenizer.layout, torch.device("cpu")
     tokenizer = counter.build(config.tokenizer.build)
-    trained = dict(tokenizer.trained_parameters())
+    trained = dict(tokenizer.trained_parameters(training.trains))
     for name, parameter in tokenizer.named_parameters():
         parameter.requires_grad_(name in trained)
     adversarial = counter.build(lambda: training.adversarial.build(channels, size))
@@ -145,7 +149,7 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
         return torch.zeros(batch, channels, size, size)
 
     def codes(batch: int) -> dict[str, Tensor]:
-        quantizers, reached = tokenizer.quantizers, post is None  # a post encoder leaves the decoder as it is
+        quantizers, reached = tokenizer.quantizers, any(name.startswith("encoder.") for name in trained)
         return {
             s.name: torch.zeros(batch, len(s), quantizers[s.name].z_dim, requires_grad=reached) for s in layout.segments
         }
@@ -174,11 +178,12 @@ def _count(config: RunConfig, counter: CostCounter) -> tuple[dict[str, nn.Module
     }
     modules = {
         "tokenizer": tokenizer,
+        "trained": nn.ParameterList(trained.values()),
         "encoder": tokenizer.encoder,
         "quantizers": tokenizer.quantizers,
         "post_encoder": post,
         "decoder": tokenizer.decoder,
-        "discriminator": adversarial if training.adversarial.weight else None,
+        "discriminator": adversarial if training.adversarial.weight and trained else None,
         "joint_prior": joint,
         "prior": prior,
     }
@@ -203,9 +208,7 @@ def _perceptual(config: RunConfig, counter: CostCounter) -> Cost:
     """One pass of the perceptual loss's network, without its trained weights; a loss that is not ours counts nothing."""
     kind, size = config.tokenizer_training.perceptual, config.data.image_size
     if isinstance(kind, LpipsConfig):
-        from torchvision.models import vgg16
-
-        network, shape = counter.build(lambda: vgg16(weights=None).features[:30]), (3, size, size)
+        network, shape = counter.build(kind.backbone.layers), (3, size, size)
     elif isinstance(kind, ConvNextConfig):
         from torchvision.models import convnext_small
 
@@ -222,9 +225,13 @@ def _perceptual(config: RunConfig, counter: CostCounter) -> Cost:
 
 def _tokenizer_step(config: RunConfig, flops: dict[str, int]) -> int:
     """Operations of one image in a generator step and a discriminator step."""
-    frozen = config.tokenizer.post_encoder is not None
-    own = flops["encode"] + flops["decode"]
-    total = own + 2 * flops["post"] if frozen else 3 * own
+    if config.tokenizer_training.trains == "nothing":
+        return 0
+    total = flops["encode"] + flops["decode"]
+    if config.tokenizer_training.trains == "decoder":
+        total += 2 * flops["decode"]
+    else:
+        total += 2 * (total if config.tokenizer.post_encoder is None else flops["post"])
     total += 3 * flops["perceptual"]  # both images forward, one backward
     if config.tokenizer_training.adversarial.weight:
         total += (2 + 6) * flops["discriminator"]  # frozen for the generator; then two images with gradient
@@ -286,8 +293,7 @@ def _tokenizer_memory(modules: dict[str, nn.Module | None], costs: dict[str, Cos
     module = modules["tokenizer"]
     assert module is not None
     everything = parameters(module)
-    own = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    joint, discriminator = (parameters(modules[name]) for name in ("joint_prior", "discriminator"))
+    own, joint, discriminator = (parameters(modules[name]) for name in ("trained", "joint_prior", "discriminator"))
     kept = {name: cost.kept for name, cost in costs.items()}
     judge = max(kept["perceptual"], kept["discriminator"] if discriminator else 0)
     images = kept["encode"] + max(kept["joint_prior"], kept["decode"] + judge)
@@ -304,10 +310,10 @@ def _prior_memory(config: RunConfig, parameters: int, cost: Cost, world_size: in
 
 def _checkpoints(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
     """Bytes of the finished models (raw and EMA weights) and of the state that a resume needs (Adam's, too)."""
-    tokenizer, joint, prior = (counts[name] for name in ("tokenizer", "joint_prior", "prior"))
+    tokenizer, trained, joint, prior = (counts[name] for name in ("tokenizer", "trained", "joint_prior", "prior"))
     return {
         "tokenizer_model": 8 * tokenizer,
-        "tokenizer_resume": 16 * (tokenizer + joint) + 12 * counts["discriminator"],
+        "tokenizer_resume": 8 * (tokenizer + trained) + 16 * joint + 12 * counts["discriminator"] if trained else 0,
         "prior_model": 8 * prior,
         "prior_resume": 16 * prior if config.prior_source == "tokens" else 0,
     }

@@ -44,7 +44,7 @@ def prologue_b_l() -> tuple[RunConfig, ...]:
     Paper: arXiv 2605.06137, row B-L: rFID 2.24; gFID 2.67 guided (prologue constant 0.8, visual cosine 3.0 power
     0.225), 6.56 unguided (temperatures 0.7 and 0.9); IS 251.2, precision 0.82, recall 0.56. 800 epochs at batch 2048 in
     stage 3. The prior is labelled 305 M; with its embeddings for this vocabulary it has 348 M parameters.
-    Hardware: 32 accelerators of 80 GB (43 GB each at 64 sequences), days. Command:
+    Hardware: 32 accelerators of 80 GB (42 GB each at 64 sequences), a day (``overture plan --card``). Command:
     ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run prologue-b-l``.
     """
     return (_base("prologue-b-l", LARGE, prior_training(800, 2048)),)
@@ -57,7 +57,7 @@ def prologue_b_xl() -> tuple[RunConfig, ...]:
     0.25), 5.22 unguided (temperatures 0.8 and 0.9); IS 252.6, precision 0.80, recall 0.59. 800 epochs at batch 2048 in
     stage 3. The XL prior has 32 layers of 1280 channels: the paper's table of sizes says 24 of 2048, a typo that its
     authors corrected and the released weights confirm; it is labelled 685 M and has 693 M parameters here.
-    Hardware: 32 accelerators of 80 GB (73 GB each at 64 sequences), a week or more. Command:
+    Hardware: 32 accelerators of 80 GB (72 GB each at 64 sequences), two days (``overture plan --card``). Command:
     ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run prologue-b-xl``.
     """
     return (_base("prologue-b-xl", XL, prior_training(800, 2048)),)

@@ -74,7 +74,7 @@ def metric_groups(records: Sequence[Record], notes: Footnotes) -> list[Group]:
         Group("Prior: cross-entropy given the class", _likelihood_rows(records, notes)),
         Group("Negative ELBO of held-out images", _elbo_rows(records)),
         Group("What the first segment fixes", _shared_rows(records)),
-        Group("Size and training", _cost_rows(records)),
+        Group("Size and training", (*_start_rows(records), *_cost_rows(records))),
     ]
 
 
@@ -376,12 +376,25 @@ def ratio(value: float | None) -> str:
     return "none (all samples of a class are alike)" if value is None else f"{value:.3f}"
 
 
+def _start_rows(records: Sequence[Record]) -> tuple[Row, ...]:
+    """The trained models that stages have started from, by path and hash, and what was trained of them."""
+    rows = []
+    for model in ("tokenizer", "prior"):
+        stages = [record.config.get(f"{model}_training", {}) for record in records]
+        starts = [stage.get("start_from") or None for stage in stages]
+        if any(starts):
+            told = [f"{s.get('start_hash', '')}, trained: {s.get('trains', 'everything')}" for s in stages]
+            rows.append(Row(f"Started from, {model}", "", _plain_cells(starts, told)))
+    return tuple(rows)
+
+
 def _cost_rows(records: Sequence[Record]) -> tuple[Row, ...]:
     rows = []
     for model in ("tokenizer", "prior"):
         steps, done = [], []
         for record in records:
-            planned = record.config.get(f"{model}_training", {}).get("steps")
+            training = record.config.get(f"{model}_training", {})
+            planned = None if training.get("trains") == "nothing" else training.get("steps")
             reached = max((m["step"] for m in record.metrics if m.get("stage") == model), default=None)
             steps.append(None if reached is None else words.count(reached))
             done.append(f"of {words.count(planned)}" if planned and (reached or 0) < planned else "")

@@ -14,7 +14,7 @@ from overture.evaluation.networks import DomainNetwork, load_network
 from overture.losses.perceptual import DomainConfig
 from overture.processes import Processes
 from overture.runs.config import RunConfig
-from overture.training.train_tokenizer import fitting_weights
+from overture.training.start_from import Start, check_prior, fitting_weights
 
 __all__ = ["check_run", "check_weights", "look_at", "needed_networks"]
 
@@ -28,6 +28,7 @@ def check_run(config: RunConfig, processes: Processes = Processes(), until: str 
         config.prior.build(config.tokenizer.layout)
         config.tokenizer_training.adversarial.build(config.data.channels, config.data.image_size)
     _check_schedules(config)
+    _check_kept_ids(config)
     _check_batches(config, processes)
     _check_networks(config)
     watched = config.watch.tokenizer_every or config.watch.prior_every
@@ -36,10 +37,10 @@ def check_run(config: RunConfig, processes: Processes = Processes(), until: str 
 
 def _check_schedules(config: RunConfig) -> None:
     training, prior = config.tokenizer_training, config.prior_training
-    optimizers = {
-        "tokenizer_training.optimizer": (training.optimizer, training.steps),
-        "tokenizer_training.discriminator_optimizer": (training.discriminator_optimizer, training.steps),
-    }
+    optimizers = {}
+    if training.trains != "nothing":
+        optimizers["tokenizer_training.optimizer"] = (training.optimizer, training.steps)
+        optimizers["tokenizer_training.discriminator_optimizer"] = (training.discriminator_optimizer, training.steps)
     if training.joint is not None:
         optimizers["tokenizer_training.joint.optimizer"] = (training.joint.optimizer, training.steps)
     if config.prior_source == "tokens":
@@ -51,8 +52,21 @@ def _check_schedules(config: RunConfig) -> None:
             raise UsageError(f"{option(name)}: {error}") from error
 
 
+def _check_kept_ids(config: RunConfig) -> None:
+    """A prologue is what a joint prior taught the encoder; training all of the encoder without one lets it fade."""
+    training, tokenizer = config.tokenizer_training, config.tokenizer
+    unseen = [segment.name for segment in tokenizer.segments if not segment.decoded]
+    if training.start_from and training.trains == "everything" and unseen and training.joint is None:
+        raise UsageError(
+            f"nothing would hold the {unseen[0]} segment in place, which the decoder does not see: set "
+            "--tokenizer-training.joint default, or --tokenizer-training.trains decoder"
+        )
+
+
 def _check_batches(config: RunConfig, processes: Processes) -> None:
-    batches = {"tokenizer_training.batch_size": config.tokenizer_training.batch_size}
+    batches = {}
+    if config.tokenizer_training.trains != "nothing":
+        batches["tokenizer_training.batch_size"] = config.tokenizer_training.batch_size
     if config.prior_source == "tokens":
         batches["prior_training.batch_size"] = config.prior_training.batch_size
     for name in needed_networks(config):
@@ -96,14 +110,19 @@ def check_evaluation(config: RunConfig, *, judged: bool = True) -> None:
 
 
 def check_weights(config: RunConfig) -> None:
-    """Refuse, by loading them once, weights of others that cannot be had: what a tokenizer starts from, its perceptual loss."""
-    training = config.tokenizer_training
-    if "perceptual" not in needed_networks(config):
+    """Refuse, by loading them once, weights of others that cannot be had: a tokenizer's perceptual loss, and what the stages
+    start from."""
+    training, start = config.tokenizer_training, None
+    if "perceptual" not in needed_networks(config) and training.trains != "nothing":
         training.perceptual.build()
     if training.start_from:
         with torch.device("meta"):
             tokenizer = config.tokenizer.build()
-        fitting_weights(tokenizer, training.start_from)
+        start = Start.find(training.start_from, "tokenizer")
+        fitting_weights(tokenizer, start, training.trains)
+    if config.prior_training.start_from:
+        prior = Start.find(config.prior_training.start_from, "prior")
+        check_prior(config.prior, config.tokenizer.layout, prior, start)
 
 
 def needed_networks(config: RunConfig) -> list[str]:
@@ -111,6 +130,7 @@ def needed_networks(config: RunConfig) -> list[str]:
     judge = ["judge"] if config.evaluation.network == "domain" else []
     perceptual = config.tokenizer_training.perceptual
     own = isinstance(perceptual, DomainConfig) and not perceptual.weights
+    own = own and config.tokenizer_training.trains != "nothing"
     return [*judge, *(["perceptual"] if own else [])]
 
 

@@ -145,6 +145,13 @@ class RunConfig:
             raise UsageError(
                 "--prior-source is joint, but there is no joint prior; add --tokenizer-training.joint default"
             )
+        if self.prior_training.start_from and self.prior_source == "joint":
+            raise UsageError("--prior-source joint: its prior learns beside the tokenizer and starts from none")
+        if self.prior_training.start_from and not self.tokenizer_training.start_from:
+            raise UsageError(
+                "--prior-training.start-from is a prior of a trained tokenizer's ids; set "
+                "--tokenizer-training.start-from to that one"
+            )
 
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
         """Some options changed, by dotted name (:func:`overture.config.changed`).

@@ -6,16 +6,17 @@ Samples are written to ``samples/KIND.npz`` and measured from there, exactly as 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overture.analysis import shared_rows
 from overture.analysis.entropy import ConditionalEntropy, conditional_entropy
-from overture.data.base import Source, same_fingerprint, subset
+from overture.data.base import Source, same_fingerprint
 from overture.data.npz import array_entries, read_array
 from overture.data.order import some_of
 from overture.data.stream import ImageData, evaluation_batches
@@ -145,19 +146,17 @@ def make_training_reference(
         if not same_fingerprint(known, fingerprint):
             raise OvertureError(f"{run.reference}: statistics of other images than there are now; delete it")
         return
-    images = centre_crops(data.train, config, processes)
+    images = centre_crops(data.train, config, image_share(data.train, processes))
     side = measure_batches(f"{data.train.name}, training images", judge, images, processes=processes)
-    if processes.is_main:
-        chosen = subset(data.train, some_of(len(data.train), KEPT_IMAGES))
-        kept = joined_pixels(centre_crops(chosen, config))
-        side.save(run.reference, {"arr_0": kept, "fingerprint": np.array(fingerprint)})
-    processes.barrier()
+    with processes.agree():
+        if processes.is_main:
+            kept = joined_pixels(centre_crops(data.train, config, some_of(len(data.train), KEPT_IMAGES)))
+            side.save(run.reference, {"arr_0": kept, "fingerprint": np.array(fingerprint)})
 
 
-def centre_crops(source: Source, config: RunConfig, processes: Processes = Processes()) -> Iterator[Tensor]:
-    """This process's share of the images, uint8 ``[B, C, H, W]``."""
-    mine = source if processes.size == 1 else subset(source, np.array(image_share(source, processes)))
-    return (batch.images for batch in evaluation_batches(mine, config.data, config.evaluation.batch_size))
+def centre_crops(source: Source, config: RunConfig, rows: Sequence[int] | NDArray[np.integer]) -> Iterator[Tensor]:
+    """These images, uint8 ``[B, C, H, W]``."""
+    return (batch.images for batch in evaluation_batches(source, config.data, config.evaluation.batch_size, rows))
 
 
 def image_share(source: Source, processes: Processes) -> range:
@@ -222,12 +221,16 @@ def reconstruction_results(
     processes: Processes = Processes(),
 ) -> dict[str, Any]:
     """Held-out images encoded and decoded: PSNR, SSIM, LPIPS where its weights are at hand, usage, distance; a picture."""
+    with processes.agree():
+        lpips = _lpips(config, pipe.device, progress)
+    if processes.any(lpips is None):  # weights may be on some machines alone
+        lpips = None
     report: ReconstructionReport = measure_reconstruction(
         pipe.tokenizer,
-        centre_crops(data.held_out, config, processes),
+        centre_crops(data.held_out, config, image_share(data.held_out, processes)),
         judge,
         run_conditions(config, run, "tokenizer"),
-        lpips=_lpips(config, pipe.device, progress),
+        lpips=lpips,
         device=pipe.device,
         processes=processes,
     )
@@ -237,12 +240,12 @@ def reconstruction_results(
 
 
 def _lpips(config: RunConfig, device: torch.device, progress: Progress) -> Lpips | None:
-    """LPIPS with the weights that the run trains with, or with weights that are on this machine already."""
+    """LPIPS on VGG16, with the weights that the run trains with or with weights that are on this machine already."""
     trained = config.tokenizer_training.perceptual
     if config.data.image_size < Lpips.SMALLEST:
         return None
     try:
-        found = trained if isinstance(trained, LpipsConfig) else available_lpips()
+        found = trained if isinstance(trained, LpipsConfig) and trained.network == "vgg16" else available_lpips()
         return found.build().to(device) if found is not None else None
     except OvertureError as error:  # the tokenizer may have been trained elsewhere
         progress.say(f"LPIPS is left out: {error}")
@@ -280,7 +283,7 @@ def measure_generation(
     out = {}
     for kind, sampling in config.evaluation.samplings.items():
         path = run.samples / f"{kind}.npz"
-        if not path.exists():
+        if processes.any(not path.exists()):
             raise OvertureError(f"{path}: these samples could not be made")
         if processes.is_main:
             remove(partial_file(path))
@@ -299,17 +302,18 @@ def measure_held_out(
     config: RunConfig, data: ImageData, run: RunDirectory, judge: FeatureNetwork, keep: bool, processes: Processes
 ) -> ImageStatistics:
     """Real held-out images under the network, with their features if these are to be kept."""
-    start, total = image_share(data.held_out, processes).start, len(data.held_out)
-    reconstruction = run.read_results().reconstruction
-    if reconstruction is None or reconstruction["quality"]["images"] != total:
+    share, total = image_share(data.held_out, processes), len(data.held_out)
+    start, reconstruction = share.start, run.read_results().reconstruction
+    whole = reconstruction is not None and reconstruction["quality"]["images"] == total
+    if processes.any(processes.is_main and not whole):
         # Corrupt ones are left out, so those that can be read are counted first. They are counted too where nothing tells:
         # nobody measures this a second time once it is recorded, so it may hold no less than it would otherwise.
         with processes.agree():
-            readable = sum(map(len, centre_crops(data.held_out, config, processes)))
+            readable = sum(map(len, centre_crops(data.held_out, config, share)))
         counts = processes.gather(torch.tensor([readable]))
         start, total = int(counts[: processes.rank].sum()), int(counts.sum())
     return measure_batches(
-        f"{data.held_out.name}, held-out images", judge, centre_crops(data.held_out, config, processes),
+        f"{data.held_out.name}, held-out images", judge, centre_crops(data.held_out, config, share),
         total=total, start=start, keep_features=keep, processes=processes,
     )  # fmt: skip
 

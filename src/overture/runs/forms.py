@@ -123,13 +123,15 @@ RESULTS: dict[str, Any] = {
 DATA: dict[str, Any] = {part: {"source": text, "images": count, "fingerprint": text} for part in ("train", "held_out")}
 """``data.json``: which images a run is of."""
 
+_START = {"start_from": Maybe(text), "start_hash": Maybe(text)}
+
 CONFIG: dict[str, Any] = {
     "name": Maybe(text),
     "recipe": Maybe(text),
     "seed": Maybe(count),
     "data": Maybe({"image_size": Maybe(size)}),
     "evaluation": Maybe({"shown_per_class": Maybe(size), "guidance": Maybe(text)}),
-    "tokenizer_training": Maybe({"steps": Maybe(count)}),
-    "prior_training": Maybe({"steps": Maybe(count)}),
+    "tokenizer_training": Maybe({"steps": Maybe(count), **_START, "trains": Maybe(text)}),
+    "prior_training": Maybe({"steps": Maybe(count), **_START}),
 }
 """What the page needs of ``config.json``."""

@@ -17,11 +17,12 @@ from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.token_files import TokenFile, TokenStream
 from overture.errors import OvertureError, UsageError, error_line
-from overture.model_files import check_config, read_metadata
+from overture.model_files import check_config, ids_hash, read_metadata
 from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import Pipeline, load_tokenizer
 from overture.processes import Processes
 from overture.progress import Interrupted, Progress, SilentProgress, stop_requested
+from overture.runs.adopt import with_start_hashes
 from overture.runs.checks import check_run, check_weights, look_at, needed_networks
 from overture.runs.config import DomainNetworkConfig, RunConfig
 from overture.runs.directory import RunDirectory
@@ -38,7 +39,7 @@ from overture.training.loop import train
 from overture.training.step import chosen_precision
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
 from overture.training.train_prior import PriorTrainer, bits_of_files, save_prior
-from overture.training.train_tokenizer import TokenizerTrainer
+from overture.training.train_tokenizer import TokenizerTrainer, save_finished
 from overture.training.write_tokens import write_tokens
 
 __all__ = ["execute", "train_network"]
@@ -47,14 +48,14 @@ __all__ = ["execute", "train_network"]
 def execute(
     config: RunConfig, run: RunDirectory, progress: Progress, processes: Processes, until: str = "report"
 ) -> RunConfig:
-    """Bring a run to its end (or ``until`` the tokenizer or the prior is trained), from wherever it stands.
+    """Bring a run to its end (or ``until`` the tokenizer, the tokens or the prior), from wherever it stands.
 
     Returns the resolved config.
 
     Raises :class:`Interrupted` when the user asked to stop, after saving.
     """
     data, given = config.data.build(), config
-    config = with_precision(config.resolve(data.num_classes), processes.device)
+    config = with_precision(with_start_hashes(config.resolve(data.num_classes), run), processes.device)
     check_run(config, processes, until)
     if not run.tokenizer_model.exists():
         check_weights(config)
@@ -76,6 +77,8 @@ def execute(
         return config
     _tokens_stage(config, data, run, progress, processes)
     _check_stop("tokens")
+    if until == "tokens":
+        return config
     _prior_stage(config, data, run, progress, processes)
     _check_stop("prior")
     if until == "prior":
@@ -176,6 +179,11 @@ def _tokenizer_stage(
         _remove_steps(run.tokenizer, processes)
         return
     training = config.tokenizer_training
+    if training.trains == "nothing":
+        if processes.is_main:
+            save_finished(config.tokenizer, training, run.tokenizer_model, {"run_config": to_dict(config)})
+        processes.barrier()
+        return
     network: Classifier | None = None
     if "perceptual" in needed_networks(config):
         network = load_classifier(run.networks / "perceptual.safetensors")[0]
@@ -195,7 +203,7 @@ def _tokenizer_stage(
         # A joint prior has learned the ids of the raw tokenizer, so the two are used together.
         digest = trainer.save(run.tokenizer_model, {**about, "use_weights": "raw"} if joint else about)
         if joint and trainer.joint:
-            about |= {"tokenizer_hash": digest, "step": trainer.step}
+            about |= {"tokenizer_hash": digest, "step": trainer.step, "classes": list(data.classes)}
             save_prior(run.prior_model, trainer.joint.trained, about)
         _remove_steps(run.tokenizer, processes)
     processes.barrier()
@@ -205,7 +213,7 @@ def _tokens_stage(
     config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
     parts = {part: run.tokens(part) for part in ("train", "held_out")}
-    digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
+    digest = ids_hash(read_metadata(run.tokenizer_model, "tokenizer"))
     for part, path in parts.items():
         if path.exists():
             file = TokenFile.open(path)
@@ -233,7 +241,7 @@ def _tokens_stage(
 def _prior_stage(
     config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
-    digest = read_metadata(run.tokenizer_model, "tokenizer")["weights_hash"]
+    digest = ids_hash(read_metadata(run.tokenizer_model, "tokenizer"))
     if run.prior_model.exists():
         made_for = check_config(run.prior_model, "prior", config.prior).get("tokenizer_hash", digest)
         if made_for != digest:
@@ -245,7 +253,7 @@ def _prior_stage(
         return
     training, layout = config.prior_training, config.tokenizer.layout
     trainer = PriorTrainer(
-        config.prior, training, layout, seed=config.seed, processes=processes, engine=config.engine
+        config.prior, training, layout, seed=config.seed, processes=processes, engine=config.engine, classes=data.classes
     )  # fmt: skip
     files = {part: run.token_file(part) for part in ("train", "held_out")}
     for file in files.values():

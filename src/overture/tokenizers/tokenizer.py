@@ -6,7 +6,7 @@ Shapes: B images, L positions, D transformer channels, X values of a patch, T lo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,10 @@ from overture.quantizers import Quantized, Quantizer
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.patches import join_patches, split_patches
 
-__all__ = ["Encoded", "Tokenizer"]
+__all__ = ["Encoded", "Tokenizer", "TrainedPart"]
+
+TrainedPart = Literal["everything", "decoder", "nothing"]
+"""What of a tokenizer is trained, see :meth:`Tokenizer.trained_parameters`."""
 
 _AXES = ("row", "column", "index")
 
@@ -142,11 +145,17 @@ class Tokenizer(nn.Module):
             Encoder(config, config.post_encoder, config.encoder.dim, "post") if config.post_encoder else None
         )
 
-    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters to train: all, or only the post path where there is one (the rest stays as it was)."""
+    def trained_parameters(self, part: TrainedPart = "everything") -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters to train; the rest stays as it was.
+
+        ``everything``: all, or only the post path where there is one. ``decoder``: what makes pixels of codes, so that
+        images keep their ids.
+        """
         post = [f"quantizers.{segment.name}." for segment in self.config.segments if segment.source == "post"]
+        everything = ("",) if self.post_encoder is None else ("post_encoder.", *post)
+        trained = {"everything": everything, "decoder": ("decoder.",), "nothing": ()}[part]
         for name, parameter in self.named_parameters():
-            if self.post_encoder is None or name.startswith(("post_encoder.", *post)):
+            if name.startswith(trained):
                 yield name, parameter
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

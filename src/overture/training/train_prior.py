@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
 from overture.training.prior_pass import PriorPass
 from overture.training.sharding import gathered
+from overture.training.start_from import Start, start_prior
 from overture.training.step import NonFinite, Precision, Trainable
 
 __all__ = ["EngineConfig", "PriorTrainer", "PriorTrainingConfig", "bits_of_files", "save_prior"]
@@ -33,6 +35,9 @@ __all__ = ["EngineConfig", "PriorTrainer", "PriorTrainingConfig", "bits_of_files
 class PriorTrainingConfig:
     """How a prior is trained.
 
+    ``start_from`` is a trained prior (a model file, a run or ``hf:owner/name``) whose weights are copied: all but those of
+    classes that it does not know, see :func:`overture.training.start_from.start_prior`. ``start_hash`` is the hash of its
+    weights, which a run fills in.
     ``loss`` runs over the whole ``vocabulary`` (both papers' setting), or only over the ids that the layout
     ``allowed`` at a position. Every ``evaluate_every`` steps the loss in bits per image is measured on
     ``evaluate_rows`` training and held-out rows.
@@ -40,6 +45,8 @@ class PriorTrainingConfig:
 
     steps: int = 1_000_000
     batch_size: int = 512
+    start_from: str = ""
+    start_hash: str = no_number("")
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=4e-4,
         learning_rate_min=1e-5,
@@ -102,11 +109,15 @@ class PriorTrainer:
         seed: int,
         processes: Processes,
         engine: EngineConfig = EngineConfig(),
+        classes: Sequence[str] = (),
     ) -> None:
         self.config, self.training, self.seed, self.processes = config, training, seed, processes
-        self.engine = engine
+        self.engine, self.classes = engine, classes
         processes.seed(seed, "prior weights", 0)
         self.prior = config.build(layout).to(processes.device)
+        self.start = Start.find(training.start_from, "prior") if training.start_from else None
+        if self.start is not None:
+            start_prior(self.prior, self.start, classes)
         set_recompute(self.prior, training.recompute)
         self.trained = Trainable(
             self.prior, training.optimizer, training.steps, processes,
@@ -124,8 +135,9 @@ class PriorTrainer:
         self.processes.seed(self.seed, "prior", self.step)
         self.prior.train()
         sequence_BL = self.prior.layout.to_sequence(batch.ids.to(device, non_blocking=True))
-        classes_B = batch.labels.to(device).clone()
-        classes_B[self.processes.uniform(len(classes_B)) < training.label_drop] = self.prior.unconditional
+        labels_B = batch.labels.to(device, non_blocking=True)
+        dropped_B = self.processes.uniform(len(labels_B)) < training.label_drop
+        classes_B = torch.where(dropped_B, self.prior.unconditional, labels_B)
         loss = torch.zeros((), device=device)
         parts = self.trained.micro_batches(sequence_BL, classes_B, size=self.engine.micro_batch)
         for part_BL, part_B in parts:
@@ -151,7 +163,8 @@ class PriorTrainer:
 
     def save(self, path: Path, metadata: dict[str, Any]) -> None:
         """Write ``model.safetensors`` (raw and EMA weights), on the main process; all take part."""
-        save_prior(path, self.trained, {"step": self.step, **metadata})
+        origin = {} if self.start is None else {"started_from": self.start.record}
+        save_prior(path, self.trained, {"step": self.step, "classes": list(self.classes), **origin, **metadata})
 
     def whole_prior(self) -> Prior:
         """The prior as it is now, in one piece: itself, or a copy where it is spread over processes (all take part)."""

@@ -18,21 +18,22 @@ from torch import Tensor, nn
 from overture.config import no_number, to_dict
 from overture.data.stream import Batch
 from overture.data.transforms import to_float
-from overture.errors import OvertureError, UsageError
+from overture.errors import UsageError
 from overture.losses.adversarial import AdversarialConfig
 from overture.losses.perceptual import FeatureMaps, NoPerceptual, PerceptualConfig
 from overture.losses.pixel import ReconstructionConfig
-from overture.model_files import find_model, read_metadata, read_weights, save_model
+from overture.model_files import ids_hash, save_model
 from overture.nn.transformer import Recompute, set_recompute
 from overture.processes import Processes
 from overture.tokenizers.config import TokenizerConfig
-from overture.tokenizers.tokenizer import Encoded, Tokenizer
+from overture.tokenizers.tokenizer import Encoded, Tokenizer, TrainedPart
 from overture.training.elbo import negative_elbo
 from overture.training.joint_prior import EncoderLoss, JointPriorConfig
 from overture.training.optim import OptimizerConfig
+from overture.training.start_from import Start, start_tokenizer
 from overture.training.step import NonFinite, Precision, Trainable, autocast
 
-__all__ = ["TokenizerTrainer", "TokenizerTrainingConfig", "start_from"]
+__all__ = ["TokenizerTrainer", "TokenizerTrainingConfig", "save_finished"]
 
 J = TypeVar("J")
 
@@ -41,8 +42,11 @@ J = TypeVar("J")
 class TokenizerTrainingConfig:
     """How a tokenizer is trained. ``steps`` counts batches; ``batch_size`` is that of all processes together.
 
-    ``start_from`` is a trained tokenizer (a model file, a run or ``hf:owner/name``): its parts are copied, with its EMA weights,
-    and where the new tokenizer has a post encoder they stay as they are ("Prologue-Post").
+    ``start_from`` is a trained tokenizer (a model file, a run or ``hf:owner/name``): its parts are copied, with the weights
+    that it is used with, and where the new tokenizer has a post encoder they stay as they are ("Prologue-Post").
+    ``start_hash`` is the hash of its weights, which a run fills in. ``trains`` says which part is trained then:
+    ``everything``; the ``decoder`` alone, so that images keep their ids; or ``nothing``, which takes the tokenizer as it
+    is, and leaves ``steps`` and losses without a meaning.
 
     ``checkpoint_minutes`` is the time between checkpoints for an exact resume; it does not change any number.
     """
@@ -50,6 +54,8 @@ class TokenizerTrainingConfig:
     steps: int = 750_000
     batch_size: int = 256
     start_from: str = ""
+    start_hash: str = no_number("")
+    trains: TrainedPart = "everything"
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-4, learning_rate_min=1e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20_000, flat=100_000
     )
@@ -78,6 +84,16 @@ class TokenizerTrainingConfig:
         for name in ("perceptual_weight", "quantizer_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"tokenizer training: {name} is {getattr(self, name)}, needs >= 0")
+        if self.trains != "everything" and not self.start_from:
+            raise UsageError(
+                f"tokenizer training: trains is {self.trains}, and the rest has to come from somewhere: set "
+                "--tokenizer-training.start-from"
+            )
+        if self.trains != "everything" and self.joint is not None:
+            raise UsageError(
+                f"tokenizer training: a joint prior teaches the encoder, and trains is {self.trains}; set "
+                "--tokenizer-training.joint none"
+            )
 
 
 class _GeneratorPass(nn.Module):
@@ -121,9 +137,10 @@ class TokenizerTrainer:
         device = processes.device
         processes.seed(seed, "tokenizer weights", 0)
         self.tokenizer = config.build().to(device)
-        if training.start_from:
-            start_from(self.tokenizer, training.start_from)
-        trained = dict(self.tokenizer.trained_parameters())
+        self.start = Start.find(training.start_from, "tokenizer") if training.start_from else None
+        if self.start is not None:
+            start_tokenizer(self.tokenizer, self.start, training.trains)
+        trained = dict(self.tokenizer.trained_parameters(training.trains))
         for name, parameter in self.tokenizer.named_parameters():
             parameter.requires_grad_(name in trained)
         self.adversarial = training.adversarial.build(config.channels, config.image_size, processes).to(device)
@@ -148,7 +165,7 @@ class TokenizerTrainer:
         device = self.processes.device
         self.processes.seed(self.seed, "tokenizer", self.step)
         images = to_float(batch.images.to(device, non_blocking=True))
-        classes = self.joint.draw_classes(batch.labels.to(device)) if self.joint else None
+        classes = self.joint.draw_classes(batch.labels.to(device, non_blocking=True)) if self.joint else None
         terms, ids, reconstruction = self.generator_step(images, classes)
         if self.training.adversarial.active(self.step):
             terms |= self.discriminator_step(images, reconstruction)
@@ -254,25 +271,24 @@ class TokenizerTrainer:
 
     def save(self, path: Path, metadata: dict[str, Any]) -> str:
         """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
-        about = {"config": to_dict(self.config), "step": self.step, **metadata}
+        about = {"config": to_dict(self.config), "step": self.step, **_origin(self.start, self.training), **metadata}
         return save_model(path, "tokenizer", self.generator.weights(), about)
 
 
-def start_from(tokenizer: Tokenizer, path: str) -> None:
-    """Copy the EMA weights of the trained tokenizer at ``path``. Parts that it lacks keep their fresh weights."""
-    tokenizer.load_state_dict(fitting_weights(tokenizer, path), strict=False)
+def save_finished(
+    config: TokenizerConfig, training: TokenizerTrainingConfig, path: Path, metadata: dict[str, Any]
+) -> str:
+    """Write the tokenizer that ``training`` starts from as it is, for data of another number of classes; returns its hash."""
+    start, tokenizer = Start.find(training.start_from, "tokenizer"), config.build()
+    start_tokenizer(tokenizer, start, training.trains)
+    about = {"config": to_dict(config), "step": 0, **_origin(start, training), **metadata}
+    weights = {role: {name: t.clone() for name, t in tokenizer.state_dict().items()} for role in ("raw", "ema")}
+    return save_model(path, "tokenizer", weights, about)
 
 
-def fitting_weights(tokenizer: Tokenizer, path: str) -> dict[str, Tensor]:
-    """The EMA weights of the trained tokenizer at ``path``: all its parts fit, and what it lacks is to be trained."""
-    file = find_model(path, "tokenizer")
-    read_metadata(file, "tokenizer")
-    weights, own = read_weights(file, "ema"), tokenizer.state_dict()
-    for name, tensor in weights.items():
-        if name not in own or own[name].shape != tensor.shape:
-            here = list(own[name].shape) if name in own else "nothing"
-            raise OvertureError(f"{file}: {name} is {list(tensor.shape)}, the new tokenizer has {here} in its place")
-    trained = dict(tokenizer.trained_parameters())
-    for name in own.keys() - weights.keys() - trained.keys():
-        raise OvertureError(f"{file}: has no {name}, which the new tokenizer needs and does not train")
-    return weights
+def _origin(start: Start | None, training: TokenizerTrainingConfig) -> dict[str, Any]:
+    """What a model file says of the tokenizer that it was trained from, and of whose ids it gives."""
+    if start is None:
+        return {}
+    kept = {} if training.trains == "everything" else {"ids_hash": ids_hash(start.metadata)}
+    return {"started_from": start.record, **kept}
