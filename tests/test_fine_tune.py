@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -468,6 +469,27 @@ def test_a_recipe_takes_the_sizes_of_its_start(old: RunDirectory) -> None:
         assert config.prior == replace(there.prior, dropout=0.3)
         assert config.tokenizer_training.start_from == config.prior_training.start_from == str(old.root)
         check_weights(config.resolve(3))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["quickstart", "--growth", "power 2"], "--growth does not go with --start-from"),
+        (["prologue-onestage"], "starts from none"),
+        (["prologue-post-fashion-mnist"], "name that one with --tokenizer-training.start-from"),
+    ],
+)
+def test_starts_that_would_be_passed_over(old: RunDirectory, words: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        chosen(*words, "--tiny", "--start-from", str(old.root))
+
+
+@pytest.mark.parametrize("trains", ["everything", "decoder"])
+@pytest.mark.parametrize("revive_after", [0, 7])
+def test_how_codes_are_revived_is_no_part_of_a_start(
+    old: RunDirectory, zoo: Path, trains: str, revive_after: int
+) -> None:
+    check_weights(tuned(old, zoo, trains, **{f"{QUANTIZER}.revive_after": revive_after}).resolve(3))
 
 
 def test_a_tokenizer_alone_is_a_start_for_tokenizers(old: RunDirectory, tmp_path: Path) -> None:
