@@ -1,4 +1,4 @@
-"""Is a difference more than chance? Welch's interval over the seeds, in closed form and without tables.
+"""Is a difference more than chance? Welch's interval over the seeds, a closed form.
 
 A run has one value for each seed: the mean over the priors of that seed's tokenizer. The difference of two runs is within
 chance when its 95 % interval of Welch holds 0: two normal samples, whose variances need not be equal. Where there is one
@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Comparison", "Sample", "student_quantile", "student_tails", "welch"]
+__all__ = ["Comparison", "Sample", "student_quantile", "welch"]
 
 LEVEL = 0.05
 """Of 100 differences that are nothing but chance, so many lie outside it."""
@@ -90,35 +90,7 @@ def welch(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> float
 
 
 def student_quantile(level: float, freedom: float) -> float:
-    """The t beyond which, on both sides together, a share ``level`` of Student's distribution lies; by bisection."""
-    low, high = 0.0, 1.0
-    while student_tails(high, freedom) > level:
-        high *= 2
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_tails(middle, freedom) > level else (low, middle)
-    return high
+    """The t beyond which, on both sides together, a share ``level`` of Student's distribution lies."""
+    from scipy.stats import t
 
-
-def student_tails(t: float, freedom: float) -> float:
-    """The share of Student's distribution beyond t and -t: the regularised incomplete beta I_x(f / 2, 1 / 2), f / (f + t^2)."""
-    return _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """I_x(a, b) by its continued fraction, on the side where that converges (Press et al., Numerical Recipes, 6.4)."""
-    if x in (0.0, 1.0):
-        return x
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(1 - x, b, a)
-    log_front = a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    # From the far end of the fraction inwards: no division by what may vanish on the way.
-    fraction = 1.0
-    for step in range(200, 0, -1):
-        half, odd = divmod(step, 2)
-        if odd:
-            term = -(a + half) * (a + b + half) * x / ((a + 2 * half) * (a + 2 * half + 1))
-        else:
-            term = half * (b - half) * x / ((a + 2 * half - 1) * (a + 2 * half))
-        fraction = 1 + term / fraction
-    return math.exp(log_front) / (a * fraction)
+    return float(t.isf(level / 2, freedom))
