@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from overture.evaluation.gaussian import Gaussian, GaussianStatistics
 from overture.evaluation.image_hash import ImageSetHash
 from overture.evaluation.image_sets import DrawnImages, ImageSet, is_statistics_file, open_images
 from overture.evaluation.metrics.inception_score import InceptionScore, InceptionScoreMeter
+from overture.evaluation.metrics.precision_recall import neighbour_squares
 from overture.evaluation.networks import FeatureNetwork, Outputs
 from overture.files import file_hash
 from overture.processes import Processes
@@ -66,6 +68,12 @@ class ImageStatistics:
     """The images themselves, for metrics that look at them."""
     processes: Processes = Processes()
     """Who measures together; all of them hold this."""
+
+    @cached_property
+    def neighbour_squares_N(self) -> Tensor:
+        """The size of every feature's ball in precision and recall; a reference is asked for it by every set of samples."""
+        assert self.features_ND is not None
+        return neighbour_squares(self.features_ND, processes=self.processes)
 
     def check_network(self, network: FeatureNetwork) -> None:
         """Refuse statistics of another network."""

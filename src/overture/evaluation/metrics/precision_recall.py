@@ -29,17 +29,22 @@ ROUNDING = 1e-12  # of squared distances, relative to squared lengths: members t
 
 
 def share_inside(
-    points_ND: Tensor, centres_MD: Tensor, neighbours: int = NEIGHBOURS, processes: Processes = Processes()
+    points_ND: Tensor,
+    centres_MD: Tensor,
+    neighbours: int = NEIGHBOURS,
+    processes: Processes = Processes(),
+    squares_M: Tensor | None = None,
 ) -> float:
     """The share of points inside a ball of the centres: precision of samples in a reference, recall the other way round.
 
-    Every process must hold all features; they share the work.
+    Every process must hold all features; they share the work. ``squares_M`` are :func:`neighbour_squares` of the
+    centres, where these are known.
     """
     if points_ND.shape[1] != centres_MD.shape[1]:
         dims = f"{points_ND.shape[1]} against {centres_MD.shape[1]}"
         raise OvertureError(f"precision and recall: {dims} features; both sides need the same network")
     _check_finite(points_ND)
-    radii_M = neighbour_squares(centres_MD, neighbours, processes)
+    radii_M = neighbour_squares(centres_MD, neighbours, processes) if squares_M is None else squares_M
     inside_N = torch.zeros(len(points_ND), dtype=torch.double)
     with processes.agree():
         for rows, squares_BM in _squares(points_ND, centres_MD, processes, "points"):

@@ -43,11 +43,13 @@ def _inception_score(samples: ImageStatistics, reference: ImageStatistics) -> Va
 
 
 def _precision(samples: ImageStatistics, reference: ImageStatistics) -> float:
-    return share_inside(*_features(samples, reference), processes=samples.processes)
+    points, centres = _features(samples, reference)
+    return share_inside(points, centres, processes=samples.processes, squares_M=reference.neighbour_squares_N)
 
 
 def _recall(samples: ImageStatistics, reference: ImageStatistics) -> float:
-    return share_inside(*_features(reference, samples), processes=samples.processes)
+    points, centres = _features(reference, samples)
+    return share_inside(points, centres, processes=samples.processes, squares_M=samples.neighbour_squares_N)
 
 
 def _kid(samples: ImageStatistics, reference: ImageStatistics) -> Value:
