@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from overture.errors import Interrupted, OvertureError, UsageError, error_line
 
-__all__ = ["Processes", "choose_device", "on_threads", "placed", "processes_here"]
+__all__ = ["Processes", "choose_device", "end_in_group", "on_threads", "placed", "processes_here"]
 
 P = TypeVar("P")
 
@@ -295,6 +295,18 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
     The tensor may go at once: CUDA stages what does not lie in pinned memory. MPS does not, so there the copy is awaited.
     """
     return tensor.to(device, non_blocking=device.type != "mps")
+
+
+def end_in_group(status: int) -> None:
+    """End a process that has joined a group, if this one has, at once and with what it has printed.
+
+    It failed, and the group's threads may wait in an exchange that nobody will finish: at the interpreter's end they are
+    torn down while they run, which may abort.
+    """
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def processes_here() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from overture import __version__
-from overture.errors import UsageError, error_line, nearest
+from overture.errors import Interrupted, UsageError, error_line, nearest
 from overture.last_resort import as_line
 
 __all__ = ["main"]
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except KeyboardInterrupt:
         print("overture: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _failed(130)
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -98,8 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = as_line(error, Path(tempfile.gettempdir()) / f"overture-{os.getpid()}.txt")
         print(f"overture: {_rank()}{error_line(told)}", file=sys.stderr)
         if isinstance(told, UsageError):
-            return 2
-        return 130 if type(told).__name__ == "Interrupted" else 1
+            return _failed(2)
+        return _failed(130 if isinstance(told, Interrupted) else 1)
+
+
+def _failed(status: int) -> int:
+    """The status; where several processes work, the process ends here with it."""
+    if processes := sys.modules.get("overture.processes"):  # not imported for this: it brings torch
+        processes.end_in_group(status)
+    return status
 
 
 def _rank() -> str:

@@ -46,7 +46,9 @@ def with_channels(image: Image.Image, channels: int, where: str = "image") -> Im
     if channels == 3:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode != "L":
-        raise OvertureError(f"{where}: a colour image, but the data are read as grey: set --data.channels 3 (for a grey model, turn the images grey)")
+        raise OvertureError(
+            f"{where}: a colour image, but the data are read as grey: set --data.channels 3 (for a grey model, turn the images grey)"
+        )
     return image
 
 
