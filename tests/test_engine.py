@@ -76,6 +76,16 @@ def saved(trainer: PriorTrainer, folder: Path) -> None:
     trainer.processes.barrier()
 
 
+def take_steps(trainer: TokenizerTrainer, steps: int, processes: Processes) -> None:
+    """On this process's share of made-up batches."""
+    for step in range(steps):
+        pixels = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(step)) * 255
+        share = processes.share_out(8)
+        rows = slice(share.start, share.stop)
+        indices = torch.arange(8)[rows]
+        trainer.train_batch(Batch(pixels.byte()[rows], indices % 10, indices))
+
+
 def joint_steps(processes: Processes) -> dict[str, Any]:
     """The state of a Prologue's tokenizer, discriminator and joint prior after four steps; inputs are dropped."""
     config = recipe_configs("prologue-fashion-mnist", tiny=True)[1].resolve(10)
@@ -87,12 +97,7 @@ def joint_steps(processes: Processes) -> dict[str, Any]:
     assert config.tokenizer_training.joint is not None
     assert config.tokenizer_training.joint.input_dropout == 0.5
     trainer = TokenizerTrainer(config.tokenizer, config.tokenizer_training, seed=2, processes=processes)
-    for step in range(4):
-        pixels = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(step)) * 255
-        share = processes.share_out(8)
-        rows = slice(share.start, share.stop)
-        indices = torch.arange(8)[rows]
-        trainer.train_batch(Batch(pixels.byte()[rows], indices % 10, indices))
+    take_steps(trainer, 4, processes)
     return trainer.state_dict()
 
 
@@ -109,12 +114,7 @@ def decoder_steps(processes: Processes, start: Path) -> dict[str, Tensor]:
     rates = {"optimizer.learning_rate": 1e-4, "optimizer.learning_rate_min": 1e-5}
     config = config.changed({f"tokenizer_training.{name}": value for name, value in {**alone, **rates}.items()})
     trainer = TokenizerTrainer(config.tokenizer, config.tokenizer_training, seed=2, processes=processes)
-    for step in range(3):
-        pixels = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(step)) * 255
-        share = processes.share_out(8)
-        rows = slice(share.start, share.stop)
-        indices = torch.arange(8)[rows]
-        trainer.train_batch(Batch(pixels.byte()[rows], indices % 10, indices))
+    take_steps(trainer, 3, processes)
     return trainer.tokenizer.state_dict()
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from overture.errors import OvertureError
 
 __all__ = [
-    "append_line", "cannot_write", "check_once", "file_hash", "flush_to_disk", "json_hash", "near_path", "read_json", "read_json_lines",
+    "append_line", "cache_folder", "cannot_write", "check_once", "file_hash", "flush_to_disk", "json_hash", "near_path", "read_json", "read_json_lines",
     "read_record", "remove", "remove_leftovers", "replacing", "write_json", "write_record",
 ]  # fmt: skip
 
@@ -166,6 +166,12 @@ def read_record(path: Path, advice: str = "repair or delete it") -> dict[str, An
 def json_hash(data: Any) -> str:
     """A short hash of plain values: 16 hexadecimal digits of sha256."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cache_folder(variable: str, name: str) -> Path:
+    """A folder for what is fetched: the one that an environment variable names, or ``~/.cache/overture/NAME``."""
+    chosen = os.environ.get(variable)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "overture" / name
 
 
 _passed: dict[Path, tuple[int, int]] = {}

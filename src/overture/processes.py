@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from overture.errors import Interrupted, OvertureError, UsageError, error_line
 
-__all__ = ["Processes", "choose_device", "end_in_group", "on_threads", "placed", "processes_here"]
+__all__ = ["Processes", "choose_device", "end_in_group", "on_threads", "placed", "processes_here", "widest_float"]
 
 P = TypeVar("P")
 
@@ -103,8 +103,8 @@ class Processes:
     def replicate(self, module: nn.Module, *, all_used: bool = True) -> nn.Module:
         """The module as it is called in training: its gradients become their means over all processes in the backward pass.
 
-        All begin with the main process's weights. Torch's ``DistributedDataParallel``; in one process the module itself. With ``all_used`` every trained parameter
-        has a part in every pass.
+        All begin with the main process's weights. Torch's ``DistributedDataParallel``; in one process the module itself.
+        With ``all_used`` every trained parameter has a part in every pass.
         """
         if self.size == 1:
             return module
@@ -290,11 +290,16 @@ def on_threads(work: Callable[[P], None], pieces: Iterable[P]) -> None:
 
 
 def placed(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on ``device``: the copy is queued, and nobody waits for what the device does before.
+    """A tensor of the CPU on ``device``: the copy is queued, and nobody waits for what the device does before.
 
     The tensor may go at once: CUDA stages what does not lie in pinned memory. MPS does not, so there the copy is awaited.
     """
     return tensor.to(device, non_blocking=device.type != "mps")
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest type that a device computes in: MPS knows no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def end_in_group(status: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import tempfile
 import zlib
@@ -16,6 +15,7 @@ from PIL import Image
 
 from overture.data.base import ArraySource
 from overture.errors import OvertureError, UsageError, nearest
+from overture.files import cache_folder
 
 __all__ = ["EMBEDDED", "KNOWN_SETS", "data_root", "open_embedded", "open_known_set"]
 
@@ -36,8 +36,7 @@ CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 
 def data_root() -> Path:
     """Where data sets are looked for and downloaded to: ``$OVERTURE_DATA`` or ``~/.cache/overture/data``."""
-    chosen = os.environ.get("OVERTURE_DATA")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "overture" / "data"
+    return cache_folder("OVERTURE_DATA", "data")
 
 
 def open_embedded(name: str) -> ArraySource:

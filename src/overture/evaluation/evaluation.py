@@ -148,22 +148,25 @@ def _title(metric: Metric, network: FeatureNetwork) -> str:
     return metric.title.replace("FID", network.label) if "FID" in metric.title else f"{metric.title}({network.name})"
 
 
+MISSING = {
+    "spatial": "holds no mu_s and sigma_s",
+    "score": "holds statistics and no images",
+    "features_ND": "holds statistics and no images",
+    "pictures": "holds statistics and no images",
+}
+"""What to say of a file of statistics that lacks a part of :class:`ImageStatistics`."""
+
+
 def _lacking(metric: Metric, samples: ImageStatistics, reference: ImageStatistics, network: FeatureNetwork) -> str:
     """Why this metric cannot be computed; empty when it can."""
     if lacking := metric.lacks(network.offers):
         only = ", only the Inception network does" if lacking == "spatial features" else ""
         return f"{network.name} has no {lacking}{only}"
-    reasons = {
-        "spatial": "holds no mu_s and sigma_s",
-        "score": "holds statistics and no images",
-        "features_ND": "holds statistics and no images",
-        "pictures": "holds statistics and no images",
-    }
     for sides, needs in (((samples, reference), metric.needs), ((samples,), metric.samples_need)):
         for need in needs:
             for side in sides:
                 if getattr(side, need) is None:
-                    return f"{side.name} {reasons.get(need, f'has no {need}')}"
+                    return f"{side.name} {MISSING.get(need, f'has no {need}')}"
     counts = [count for count in (_seen(metric, side) for side in (samples, reference)) if count is not None]
     few = min(counts, default=metric.least_images) < metric.least_images
     return f"needs {metric.least_images} images on each side" if few else ""

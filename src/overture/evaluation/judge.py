@@ -11,7 +11,7 @@ import numpy as np
 
 from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Conditions, Measurement
-from overture.evaluation.evaluation import Evaluation, chosen_metrics, evaluate, features_needed
+from overture.evaluation.evaluation import MISSING, Evaluation, chosen_metrics, evaluate, features_needed
 from overture.evaluation.image_sets import is_statistics_file, open_images
 from overture.evaluation.metrics import Metric
 from overture.evaluation.networks import FeatureNetwork
@@ -107,7 +107,7 @@ class Judge:
 def _lacking(metric: Metric, statistics: ImageStatistics) -> str:
     """What a file of statistics does not hold for a metric."""
     if "spatial" in metric.needs and statistics.spatial is None:
-        return "holds no mu_s and sigma_s"
+        return MISSING["spatial"]
     if statistics.pictures is None and {"features_ND", "pictures"} & set(metric.needs):
-        return "holds statistics and no images (arr_0)"
+        return f"{MISSING['pictures']} (arr_0)"
     return ""

@@ -49,8 +49,8 @@ class Vgg16Network(FeatureNetwork):
         self.preparation = (
             f"antialiased bilinear to {size}x{size}, ImageNet's mean and std; grey images repeated to 3 channels"
         )
-        self.mean_C11 = torch.tensor([0.485, 0.456, 0.406], device=self.device)[:, None, None]
-        self.std_C11 = torch.tensor([0.229, 0.224, 0.225], device=self.device)[:, None, None]
+        self.mean_C11 = torch.tensor(backbones.IMAGENET_MEAN, device=self.device)[:, None, None]
+        self.std_C11 = torch.tensor(backbones.IMAGENET_DEVIATION, device=self.device)[:, None, None]
 
     def outputs(self, images: Tensor) -> Outputs:
         """Features ``[B, 512]`` alone."""

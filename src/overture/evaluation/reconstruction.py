@@ -124,9 +124,7 @@ def measure_reconstruction(
         l1=total / values,
         distance=sides.distance(conditions) if sides is not None else None,
         lpips=perceptual.result() if perceptual is not None else None,
-        ids_NT=processes.gather_rows(
-            torch.cat(ids) if ids else torch.empty(0, tokenizer.layout.length, dtype=torch.long)
-        ),
+        ids_NT=processes.gather_rows(torch.cat(ids)),
         shown=pairs.result(processes),
     )
 

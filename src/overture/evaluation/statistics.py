@@ -235,17 +235,12 @@ class _Collector:
             gaussian=self.features.result(),
             spatial=self.spatial.result() if self.spatial else None,
             score=self.score.result() if self.score else None,
-            features_ND=None if self.kept is None else _joined(self.kept, self.network.dims, processes),
+            features_ND=None if self.kept is None else processes.gather_rows(torch.cat(self.kept)),
             size=self.size,
             network=self.network.name,
             network_hash=self.network.weights_hash,
             processes=processes,
         )
-
-
-def _joined(parts: list[Tensor], dims: int, processes: Processes) -> Tensor:
-    """The features of all processes, in the order of the images."""
-    return processes.gather_rows(torch.cat(parts) if parts else torch.zeros(0, dims))
 
 
 # -- by what the user calls it --------------------------------------------------------------------------------------

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from overture.errors import OvertureError, UsageError
 from overture.model_files import read_tensors
 from overture.nn.classifier import load_classifier
-from overture.pretrained.backbones import BACKBONES, VGG16, Backbone, load_weights
+from overture.pretrained.backbones import (
+    BACKBONES,
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    VGG16,
+    Backbone,
+    load_weights,
+)
 from overture.pretrained.catalogue import PretrainedWeights
 from overture.registry import OpenList
 
@@ -280,8 +287,8 @@ class LogitDistance(Perceptual):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean_CHW", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
-        self.register_buffer("deviation_CHW", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+        self.register_buffer("mean_CHW", torch.tensor(IMAGENET_MEAN)[:, None, None])
+        self.register_buffer("deviation_CHW", torch.tensor(IMAGENET_DEVIATION)[:, None, None])
         self._freeze()
 
     def features(self, images_BCHW: Tensor) -> list[Tensor]:

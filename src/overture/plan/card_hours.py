@@ -13,6 +13,7 @@ from typing import Any
 from overture.errors import UsageError
 from overture.layout import Layout
 from overture.plan.cards import load_card
+from overture.plan.run_plan import images_at_a_time
 from overture.priors.guidance import Guidance
 from overture.priors.model import PriorConfig
 from overture.runs.config import RunConfig
@@ -90,9 +91,7 @@ def _memory(stage: str, memory: dict[str, int], config: RunConfig, card: float, 
     left = room - memory["total"]
     if left >= 0:
         return {"left": int(left), "fitting_batch": None, "advice": ""}
-    training = config.prior_training if stage == "prior" else config.tokenizer_training
-    share = math.ceil(training.batch_size / world_size)
-    at_a_time = min(share, config.engine.micro_batch or share) if stage == "prior" else share
+    at_a_time = images_at_a_time(config, stage, world_size)
     held = memory["total"] - memory["activations"]
     fitting = max(math.floor((room - held) / (memory["activations"] / at_a_time)), 0)
     if not fitting:
@@ -101,7 +100,7 @@ def _memory(stage: str, memory: dict[str, int], config: RunConfig, card: float, 
     elif stage == "prior":
         advice = f"{fitting} sequences at a time would fit: --engine.micro-batch {fitting}"
     else:
-        devices = math.ceil(training.batch_size / fitting)
+        devices = math.ceil(config.tokenizer_training.batch_size / fitting)
         advice = f"{fitting} images a device would fit: {devices} devices"
         advice += f", or --tokenizer-training.batch-size {fitting * world_size}, another training"
     return {"left": int(left), "fitting_batch": fitting, "advice": advice}

@@ -88,7 +88,7 @@ def make_plan(config: RunConfig, images: Images, world_size: int = 1) -> dict[st
     counts = {name: parameters(module) for name, module in modules.items()}
     steps1 = training.steps if counts["trained"] else 0
     steps3 = stage3.steps if config.prior_source == "tokens" else 0
-    tokenizer_memory = _tokenizer_memory(modules, costs, math.ceil(training.batch_size / world_size))
+    tokenizer_memory = _tokenizer_memory(modules, costs, images_at_a_time(config, "tokenizer", world_size))
     return {
         "recipe": config.recipe,
         "run": config.name,
@@ -300,12 +300,17 @@ def _tokenizer_memory(modules: dict[str, nn.Module | None], costs: dict[str, Cos
     return _memory(own + discriminator + joint, everything + joint, everything - own, batch * images)
 
 
+def images_at_a_time(config: RunConfig, stage: str, world_size: int) -> int:
+    """How many images of a batch a device of ``world_size`` holds at once while it trains."""
+    training = config.prior_training if stage == "prior" else config.tokenizer_training
+    share = math.ceil(training.batch_size / world_size)
+    return min(share, config.engine.micro_batch or share) if stage == "prior" else share
+
+
 def _prior_memory(config: RunConfig, parameters: int, cost: Cost, world_size: int) -> dict[str, int]:
     """Of one process; spread over all, weights and what belongs to them are shared out (--engine.shard)."""
-    share = math.ceil(config.prior_training.batch_size / world_size)
-    at_a_time = min(share, config.engine.micro_batch or share)
     held = math.ceil(parameters / world_size) if config.engine.shard else parameters
-    return _memory(held, held, 0, at_a_time * cost.kept)
+    return _memory(held, held, 0, images_at_a_time(config, "prior", world_size) * cost.kept)
 
 
 def _checkpoints(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:

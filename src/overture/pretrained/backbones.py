@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from overture.errors import OvertureError
 
-__all__ = ["ALEXNET", "BACKBONES", "VGG16", "Backbone", "load_weights"]
+__all__ = ["ALEXNET", "BACKBONES", "IMAGENET_DEVIATION", "IMAGENET_MEAN", "VGG16", "Backbone", "load_weights"]
+
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the channels of images in [0, 1]: what networks trained on ImageNet expect to be taken away and divided by."""
 
 
 @dataclass(frozen=True)

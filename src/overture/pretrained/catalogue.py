@@ -6,7 +6,6 @@ is from. It is known by the hash of its weights, which stands here: a file that 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from overture.errors import OvertureError
-from overture.files import check_once, replacing
+from overture.files import cache_folder, check_once, replacing
 from overture.model_files import header_texts, read_tensors, weights_hash
 from overture.pretrained import renaming
 from overture.pretrained.package_archive import PackageArchive
@@ -27,8 +26,7 @@ __all__ = ["ALEXNET", "EFFICIENTNET_LITE0", "VGG16", "PretrainedWeights", "weigh
 
 def weights_root() -> Path:
     """Where converted weights lie: ``$OVERTURE_WEIGHTS`` or ``~/.cache/overture/weights``."""
-    chosen = os.environ.get("OVERTURE_WEIGHTS")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "overture" / "weights"
+    return cache_folder("OVERTURE_WEIGHTS", "weights")
 
 
 @dataclass(frozen=True)

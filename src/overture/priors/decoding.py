@@ -19,9 +19,10 @@ from torch import Tensor
 
 from overture.nn.kv_cache import KVCache
 from overture.nn.packed import TILE, PackedHead, PackedTransformer
-from overture.priors.draws import double, draw, restrict
+from overture.priors.draws import draw, restrict
 from overture.priors.model import Prior
 from overture.priors.sampling import Sampling
+from overture.processes import widest_float
 
 __all__ = ["Decoding", "Execution", "Snapshot"]
 
@@ -62,7 +63,7 @@ class Decoding:
         length, size = prior.layout.sequence_length, prior.config.transformer
         self.sequence = torch.zeros(batch, length, dtype=torch.long, device=device)
         self.fixed = torch.full_like(self.sequence, -1)
-        self.draws = torch.zeros(batch, length, dtype=double(device), device=device)
+        self.draws = torch.zeros(batch, length, dtype=widest_float(device), device=device)
         self.classes = torch.full((batch * (1 + snapshot.guided),), prior.unconditional, device=device)
         self.cache = KVCache(
             size.depth, len(self.classes), size.heads, length, size.head_dim, dtype=snapshot.dtype, device=device

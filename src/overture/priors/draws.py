@@ -14,8 +14,9 @@ from torch import Tensor
 
 from overture.data.order import generator
 from overture.errors import UsageError
+from overture.processes import widest_float
 
-__all__ = ["double", "draw", "image_draws", "restrict"]
+__all__ = ["draw", "image_draws", "restrict"]
 
 
 def image_draws(seed: int, first: int, count: int, length: int) -> np.ndarray:
@@ -26,14 +27,9 @@ def image_draws(seed: int, first: int, count: int, length: int) -> np.ndarray:
     return np.stack(rows) if rows else np.empty((0, length))
 
 
-def double(device: torch.device) -> torch.dtype:
-    """The widest type that a device computes in: MPS knows no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def draw(logits_BS: Tensor, draws_B: Tensor) -> Tensor:
     """The id at which the cumulative probability passes each draw: an inverse of the distribution function, ``[B]``."""
-    wide = double(logits_BS.device)
+    wide = widest_float(logits_BS.device)
     cumulative_BS = logits_BS.to(wide).softmax(dim=-1).cumsum(dim=-1)
     # Scaled to the last sum, which rounding leaves near 1, and below it: ids of probability 0 are never chosen.
     total_B1 = cumulative_BS[:, -1:]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from overture.errors import OvertureError
 from overture.priors.model import Prior
-from overture.processes import Processes
+from overture.processes import Processes, widest_float
 
 __all__ = ["Likelihood", "measure_likelihood"]
 
@@ -47,7 +47,8 @@ def measure_likelihood(
     layout, device = prior.layout, prior.token_embedding.weight.device
     was_training = prior.training
     prior.eval()
-    total_3L = torch.zeros(3, layout.sequence_length, dtype=torch.double, device=device)
+    wide = widest_float(device)
+    total_3L = torch.zeros(3, layout.sequence_length, dtype=wide, device=device)
     rows = 0
     with processes.agree():
         for ids_BT, classes_B in batches:
@@ -58,7 +59,7 @@ def measure_likelihood(
             prior.check_classes(classes_B)
             hidden_BLD = prior.hidden(prior.token_embedding(sequence_BL[:, :-1]), classes_B)
             for place, position in enumerate(layout.positions):  # never the logits of all positions at once
-                logits_BV = prior.head.project(hidden_BLD[:, place]).double()
+                logits_BV = prior.head.project(hidden_BLD[:, place]).to(wide)
                 chosen_B = logits_BV.gather(1, sequence_BL[:, place, None])[:, 0]
                 allowed_BS = logits_BV[:, position.low : position.high]
                 total_3L[0, place] += (logits_BV.logsumexp(dim=1) - chosen_B).sum()
@@ -70,5 +71,5 @@ def measure_likelihood(
     rows, total_3L = int(processes.sum(torch.tensor(rows))), processes.sum(total_3L)
     if not rows:
         raise OvertureError("likelihood: there are no rows to predict")
-    bits_3L = total_3L.cpu() / (rows * math.log(2))
+    bits_3L = total_3L.cpu().double() / (rows * math.log(2))
     return Likelihood(bits_3L[0], bits_3L[1], bits_3L[2], rows)

@@ -25,9 +25,10 @@ from overture.errors import OvertureError, UsageError, nearest
 from overture.layout import Layout
 from overture.priors.batch_memory import images_that_fit
 from overture.priors.decoding import Decoding, Execution, Snapshot
-from overture.priors.draws import double, image_draws
+from overture.priors.draws import image_draws
 from overture.priors.model import Prior
 from overture.priors.sampling import Sampling
+from overture.processes import widest_float
 
 __all__ = ["Sampler", "generate", "keep_segments"]
 
@@ -99,7 +100,7 @@ class Sampler:
         classes_B = torch.as_tensor(class_ids, dtype=torch.long, device=device).reshape(-1)
         prior.check_classes(classes_B)
         count, length = len(classes_B), prior.layout.sequence_length
-        draws_BL = torch.from_numpy(image_draws(seed, first, count, length)).to(device, double(device))
+        draws_BL = torch.from_numpy(image_draws(seed, first, count, length)).to(device, widest_float(device))
         with torch.inference_mode():
             fixed_BL = kept_ids(prior.layout, count, device, prefix, fixed)
             size = -(-count // -(-count // (self.most or count))) if count else 1  # the parts are equally large

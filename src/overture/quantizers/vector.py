@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overture.errors import UsageError
-from overture.processes import Processes, placed
+from overture.processes import Processes, placed, widest_float
 from overture.quantizers.code_search import nearest_codes, soft_lookup
 from overture.quantizers.quantizer import Quantized, Quantizer, QuantizerConfig
 
@@ -121,7 +121,7 @@ class VectorQuantizer(CodebookQuantizer):
         device = z_BLZ.device
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         drawn = torch.rand(2 * len(dead_K), generator=generator, dtype=torch.double)
-        drawn = placed(drawn.float() if device.type == "mps" else drawn, device)  # MPS knows no float64
+        drawn = placed(drawn.to(widest_float(device)), device)
         before_K = dead_K.cumsum(dim=0) - dead_K.long()
         place_K = (drawn[before_K] * self.reaching_K).long()
         image_K = (drawn[before_K + dead_K.sum()] * len(z_BLZ)).long().clamp(max=len(z_BLZ) - 1)

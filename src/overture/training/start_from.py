@@ -30,7 +30,7 @@ CLASS_COLUMNS = "condition.classes.weight"
 """Ends the names of matrices with a column for every class and a last one for "no class"."""
 
 
-HOW_CODES_LEARN = ("revive-after", "revive_after", "commitment")
+HOW_CODES_LEARN = ("revive_after", "commitment")
 """Options of quantizers that say nothing of the ids that a finished codebook gives."""
 
 

@@ -20,7 +20,7 @@ from overture.model_files import save_model
 from overture.nn.transformer import Recompute, set_recompute
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.model import Prior, PriorConfig
-from overture.processes import Processes
+from overture.processes import Processes, placed
 from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
 from overture.training.prior_pass import PriorPass
@@ -134,8 +134,8 @@ class PriorTrainer:
         training, device = self.training, self.processes.device
         self.processes.seed(self.seed, "prior", self.step)
         self.prior.train()
-        sequence_BL = self.prior.layout.to_sequence(batch.ids.to(device, non_blocking=True))
-        labels_B = batch.labels.to(device, non_blocking=True)
+        sequence_BL = self.prior.layout.to_sequence(placed(batch.ids, device))
+        labels_B = placed(batch.labels, device)
         dropped_B = self.processes.uniform(len(labels_B)) < training.label_drop
         classes_B = torch.where(dropped_B, self.prior.unconditional, labels_B)
         loss = torch.zeros((), device=device)

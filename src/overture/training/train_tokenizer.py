@@ -24,7 +24,7 @@ from overture.losses.perceptual import FeatureMaps, NoPerceptual, PerceptualConf
 from overture.losses.pixel import ReconstructionConfig
 from overture.model_files import ids_hash, save_model
 from overture.nn.transformer import Recompute, set_recompute
-from overture.processes import Processes
+from overture.processes import Processes, placed
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Encoded, Tokenizer, TrainedPart
 from overture.training.elbo import negative_elbo
@@ -164,8 +164,8 @@ class TokenizerTrainer:
         """One generator step and one discriminator step; returns every term of the losses."""
         device = self.processes.device
         self.processes.seed(self.seed, "tokenizer", self.step)
-        images = to_float(batch.images.to(device, non_blocking=True))
-        classes = self.joint.draw_classes(batch.labels.to(device, non_blocking=True)) if self.joint else None
+        images = to_float(placed(batch.images, device))
+        classes = self.joint.draw_classes(placed(batch.labels, device)) if self.joint else None
         terms, ids, reconstruction = self.generator_step(images, classes)
         if self.training.adversarial.active(self.step):
             terms |= self.discriminator_step(images, reconstruction)
