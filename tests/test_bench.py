@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from overture.bench import SUITES, load_suite
-from overture.bench.chance import Comparison, Sample, student_quantile, welch
+from overture.bench.chance import Chance, Comparison, Sample, student_quantile, unit_of
 from overture.bench.member_file import Finished, processor_name, read_finished
 from overture.bench.page_table import cells, markdown
 from overture.bench.readings import Value, read_cliff
@@ -28,6 +29,7 @@ from overture.cli import main
 from overture.config import to_dict
 from overture.errors import OvertureError, UsageError
 from overture.model_files import read_metadata
+from overture.pipeline import load_prior
 from overture.processes import Processes
 from overture.progress import SilentProgress
 from overture.runs.checks import check_run
@@ -74,6 +76,23 @@ def pair():
 def more_priors():
     """The same with two priors on each tokenizer."""
     return replace(pair(), priors=2)
+
+
+def sharing():
+    """Another suite in the folder of ``pair``: one of its runs, and two that start from it."""
+    uniform = pair().runs[0]
+    frozen = {"tokenizer_training.start_from": "uniform", "tokenizer_training.trains": "nothing"}
+    fewer = uniform.changed({"name": "fewer", "tokens.images": 7, **frozen})
+    decoder = {"name": "decoder", "tokenizer_training.start_from": "uniform", "tokenizer_training.trains": "decoder"}
+    return replace(
+        pair(), runs=(uniform, fewer, uniform.changed(decoder)), compare={"fewer": "uniform"},
+        starts_from={"fewer": "uniform", "decoder": "uniform"},
+    )
+
+
+def calibrated():
+    """The same runs, read for how well their priors know themselves."""
+    return replace(pair(), readings=("calibration",), metrics={"calibration.held_out.all.excess": "excess"})
 
 
 def own(run, device):
@@ -230,6 +249,59 @@ def test_further_priors_learn_the_same_tokens(here: Path, whole: Path, inline: l
     ]
     first, second = (read_metadata(path, "tokenizer") for path in files)
     assert second["ids_hash"] == first["weights_hash"]
+
+
+def test_a_run_starts_from_that_of_another_with_its_seed(here: Path, whole: Path, inline: list[str]) -> None:
+    shutil.copytree(whole, "out")
+    assert main(["bench", "my_suites:sharing", "--out", "out"]) == 0
+    assert inline == ["fewer-s3", "decoder-s3"]  # and the one that both suites declare is finished
+    found = numbers(Path("out"))
+    rows = {name: values["own.rows"]["value"] for name, (_, values) in found.items()}
+    assert rows == {"uniform-s3.json": 20, "vcq-s3.json": 20, "fewer-s3.json": 7, "decoder-s3.json": 20}
+    (_, uniform), (_, fewer), (_, decoder) = (found[f"{name}-s3.json"] for name in ("uniform", "fewer", "decoder"))
+    assert uniform["reconstruction.psnr"] == fewer["reconstruction.psnr"] != decoder["reconstruction.psnr"]
+    assert uniform["entropy.bits"] == decoder["entropy.bits"]
+    lines = (Path("out") / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["member"] for line in lines] == ["decoder-s3", "fewer-s3", "uniform-s3", "vcq-s3"]
+
+
+def test_a_run_that_starts_from_another_waits_for_it(here: Path, inline: list[str]) -> None:
+    """Also when nothing is there yet, and in the tiny form, which trains what the run itself would."""
+    suite = load_suite("my_suites:sharing", tiny=True)
+    assert [m.config.tokenizer_training.trains for m in suite.members] == ["everything", "nothing", "decoder"]
+    assert [m.tokenizer for m in suite.members] == ["", "uniform-s3", "uniform-s3"]
+    assert main(["bench", "my_suites:sharing", "--out", "out", "--only", "fewer", "uniform"]) == 0
+    assert inline == ["uniform-s3", "fewer-s3"]
+
+
+def test_how_well_a_prior_knows_itself(here: Path, whole: Path, inline: list[str]) -> None:
+    """What tokens cost under the prior is what the run has measured; what it expects is the entropy of its predictions."""
+    shutil.copytree(whole / "runs", "out/runs")
+    assert main(["bench", "my_suites:calibrated", "--out", "out", "--keep", "run"]) == 0
+    record = json.loads(Path("out/members/vcq-s3.json").read_text())["values"]
+    value = {name.removeprefix("calibration."): each["value"] for name, each in record.items()}
+    bits = json.loads((whole / "members/vcq-s3.json").read_text())["values"]
+    for part in ("train", "held_out"):
+        assert value[f"{part}.all.observed"] == pytest.approx(bits[f"bits.{part}"]["value"], rel=1e-6)
+        parts = [
+            value[f"{part}.{where}.observed"]
+            for where in ("2-7", "8-63", "64-65536")
+            if f"{part}.{where}.observed" in value
+        ]
+        assert len(parts) == 2  # the sizes of the quickstart's VCQ model begin at 2 and go on above 63
+        assert sum(parts) == pytest.approx(value[f"{part}.all.observed"])
+    (run,) = Path("out").glob("runs/*/vcq-s3")
+    prior, file = load_prior(run), RunDirectory(run).token_file("held_out")
+    ids_NT, labels_N = file.tensors()
+    with torch.inference_mode():
+        sequence_NL = prior.layout.to_sequence(ids_NT)
+        logits_NLV = prior.head.project(prior.hidden(prior.token_embedding(sequence_NL[:, :-1]), labels_N)).double()
+    entropy = 0.0
+    for place, position in enumerate(prior.layout.positions):
+        p = logits_NLV[:, place, position.low : position.high].softmax(dim=1).numpy()
+        entropy += float(-(p * np.log2(p)).sum(axis=1).mean())
+    assert value["held_out.all.expected"] == pytest.approx(entropy, rel=1e-6)
+    assert value["held_out.all.excess"] == pytest.approx(100 * (value["held_out.all.observed"] / entropy - 1), rel=1e-6)
 
 
 def test_a_further_prior_waits_for_its_tokenizer(
@@ -392,6 +464,9 @@ def test_suites_that_cannot_be() -> None:
         ({"priors": 0}, "needs >= 1"),
         ({"priors": 2, "until": "tokens"}, "1 where runs end at their tokens"),
         ({"metrics": {}}, "needs metrics"),
+        ({"compare": {"a": "c"}}, "no run of it"),
+        ({"starts_from": {"a": "c"}}, "needs two runs of it"),
+        ({"starts_from": {"a": "b", "b": "a"}}, "the second with a tokenizer of its own"),
         (
             {"runs": (run.changed({"tokenizer_training.joint": "default", "prior_source": "joint"}),), "priors": 2},
             "has the prior",
@@ -439,35 +514,66 @@ def test_student_against_its_integral(freedom: float) -> None:
         assert 1 - 2 * bound * density.mean() == pytest.approx(level, abs=1e-8)
 
 
-def test_the_interval_of_welch() -> None:
+def sample(values: dict[tuple[int, int], float], over: Any = "seeds") -> Sample:
+    return Sample(values, over)
+
+
+def seeds(*values: float) -> Sample:
+    return Sample({(seed, 0): value for seed, value in enumerate(values)})
+
+
+def test_of_two_runs_it_is_the_interval_of_student() -> None:
     draw = np.random.default_rng(0)
     for sizes in ((2, 2), (3, 3), (3, 7), (20, 4)):
-        a, b = draw.normal(0, 1, sizes[0]), draw.normal(1, 3, sizes[1])
-        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-        difference, margin = a.mean() - b.mean(), welch(a.tolist(), b.tolist())
-        assert (difference - margin, difference + margin) == pytest.approx((interval.low, interval.high), rel=1e-9)
-    assert welch([2, 2, 2], [3, 3]) == 0
-    with pytest.raises(ValueError, match="two data points"):
-        welch([1.0], [1.0, 2.0])
+        a, b = seeds(*draw.normal(0, 1, sizes[0])), seeds(*draw.normal(1, 3, sizes[1]))
+        interval = stats.ttest_ind(a.units, b.units, equal_var=True).confidence_interval(0.95)
+        found = Comparison.of(a, b, Chance.pooled([a, b]))
+        assert found.margin is not None
+        ends = (found.difference - found.margin, found.difference + found.margin)
+        assert ends == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_the_pooled_variance_is_that_of_the_residuals() -> None:
+    """By brute force: what is left when every run's own mean is taken away, over the units less the runs."""
+    draw = np.random.default_rng(1)
+    runs = [seeds(*draw.normal(mean, 1, units)) for mean, units in ((0, 2), (5, 3), (9, 4), (2, 1))]
+    design = np.concatenate([np.eye(4)[[i] * len(run.units)] for i, run in enumerate(runs)])
+    values = np.concatenate([run.units for run in runs])
+    residuals = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    chance = Chance.pooled(runs)
+    assert chance is not None
+    assert chance.freedom == 10 - 4
+    assert chance.variance == pytest.approx((residuals**2).sum() / 6)
+    lone = Comparison.of(runs[3], runs[0], chance)  # one seed, and still compared
+    assert lone.margin == pytest.approx(stats.t.ppf(0.975, 6) * math.sqrt(chance.variance * (1 + 1 / 2)))
+
+
+def test_one_difference_of_chance_in_twenty_is_not_marked() -> None:
+    draw = np.random.default_rng(2)
+    told = 0
+    for _ in range(1000):
+        runs = [seeds(*draw.normal(0, 1, 2)) for _ in range(5)]
+        told += Comparison.of(runs[1], runs[0], Chance.pooled(runs)).within_chance is False
+    assert 30 <= told <= 70
 
 
 def test_chance_is_measured_over_seeds_else_over_priors_else_not_at_all() -> None:
-    over_seeds = Sample({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0})
-    assert (over_seeds.over, over_seeds.units, over_seeds.mean) == ("seeds", [2.0, 5.0], 3.5)
-    assert over_seeds.spread == pytest.approx(np.std([2, 5], ddof=1))
-    over_priors = Sample({(0, 0): 1.0, (0, 1): 3.0})
-    assert (over_priors.over, over_priors.units) == ("priors", [1.0, 3.0])
-    alike = Sample({(0, 0): 2.0, (0, 1): 2.0})  # of the tokenizer alone
-    one = Sample({(0, 0): 2.0})
-    for sample in (alike, one):
-        assert (sample.over, sample.units, sample.spread) == ("", [2.0], None)
-    for a, b in ((over_seeds, one), (over_seeds, over_priors), (alike, alike), (alike, over_priors)):
-        assert Comparison.of(a, b).within_chance is None
-    near, far = (Sample({(s, 0): base + 0.1 * s for s in range(3)}) for base in (2.05, 3.0))
-    base = Sample({(s, 0): 2 + 0.1 * s for s in range(3)})
-    assert Comparison.of(near, base).within_chance is True
-    assert Comparison.of(far, base).within_chance is False
-    assert Comparison.of(base, base).within_chance is True
+    two_seeds, two_priors = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0}, {(0, 0): 1.0, (0, 1): 3.0}
+    assert unit_of([two_seeds, two_priors]) == "seeds"
+    assert unit_of([two_priors, {(0, 0): 1.0}]) == "priors"
+    assert (sample(two_seeds).units, sample(two_seeds).mean) == ([2.0, 5.0], 3.5)
+    assert sample(two_seeds).spread == pytest.approx(np.std([2, 5], ddof=1))
+    assert sample(two_priors).units == [2.0]
+    assert sample(two_priors, "priors").units == [1.0, 3.0]
+    alike = sample({(0, 0): 2.0, (0, 1): 2.0}, "priors")  # of the tokenizer alone
+    assert (alike.units, alike.spread) == ([2.0], None)
+    assert Chance.pooled([alike, alike]) is None
+    assert Comparison.of(alike, alike, None).within_chance is None
+    base, near, far = (seeds(*(start + 0.1 * s for s in range(3))) for start in (2.0, 2.05, 3.0))
+    chance = Chance.pooled([base, near, far])
+    assert Comparison.of(near, base, chance).within_chance is True
+    assert Comparison.of(far, base, chance).within_chance is False
+    assert Comparison.of(base, base, chance).within_chance is True
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
@@ -504,8 +610,8 @@ def test_the_words_of_a_table() -> None:
     ]
     assert "5 of 6 members (`overture bench made`), 2 runs, seeds 0, 1 and 2." in text
     assert (
-        "≈: the difference to a is within chance (its 95 % interval of Welch over seeds holds 0). 2 were compared;"
-        in text
+        "≈: the difference to a is within chance (its 95 % interval holds 0; the variance over seeds is pooled over all "
+        "runs). 2 were compared;" in text
     )
     assert "X and Y: rows 60,000." in text
     suite, finished = made({"a-s0": {"x": 12.3456}, "b-s0": {"x": 0.0012345, "y": -3}}, seeds=(0,))
@@ -515,6 +621,18 @@ def test_the_words_of_a_table() -> None:
         cells(replace(suite, metrics={"x": "X"}), finished)
     with pytest.raises(UsageError, match=r"'long.name' \(did you mean 'z.long.name'"):
         cells(replace(suite, metrics={"long.name": "X"}), finished)
+
+
+def test_each_run_beside_its_own_baseline() -> None:
+    values = {"a-s0": {"x": 1.0, "y": 1}, "b-s0": {"x": 5.0, "y": 1}}
+    suite, finished = made(values, seeds=(0,))
+    suite = replace(suite, compare={"b": "b"})
+    assert all(cell.comparison is None for cell in cells(suite, finished).values())
+    suite = replace(suite, compare={"a": "b"})
+    found = cells(suite, finished)["a", "x"].comparison
+    assert found is not None
+    assert found.difference == -4.0
+    assert suite.baselines == "b"
 
 
 def test_unlike_conditions_are_marked() -> None:

@@ -20,6 +20,12 @@ SUITES = OpenList(
     "suite",
     {
         "uniform-vcq": "overture.bench.codebook_suites:uniform_vcq",
+        "few-images": "overture.bench.codebook_suites:few_images",
+        "prior-sizes": "overture.bench.codebook_suites:prior_sizes",
+        "prologue": "overture.bench.prologue_suites:prologue",
+        "prologue-vcq": "overture.bench.prologue_suites:prologue_vcq",
+        "cifar-codebooks": "overture.bench.codebook_suites:cifar_codebooks",
+        "cifar-prologue": "overture.bench.prologue_suites:cifar_prologue",
         "cliff": "overture.bench.codebook_suites:cliff",
     },
 )

@@ -1,22 +1,25 @@
-"""Is a difference more than chance? Welch's interval over the seeds, a closed form.
+"""Is a difference more than chance? Student's interval, with the variance pooled over all runs of a suite.
 
-A run has one value for each seed: the mean over the priors of that seed's tokenizer. The difference of two runs is within
-chance when its 95 % interval of Welch holds 0: two normal samples, whose variances need not be equal. Where there is one
-seed alone, the values are those of the priors on its tokenizer, and the interval says what priors alone do by chance;
-where there is one value alone, chance is not known.
+A run has one value for each seed: the mean over the priors of that seed's tokenizer. How far seeds of one run lie apart
+is what chance does; all runs of a suite together tell it better than any two of them, as in an analysis of variance with
+one factor. The assumption is that chance is as large in every run. Where a suite has one seed alone, the values are those
+of the priors on its tokenizers, and the interval says what priors alone do by chance.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["Comparison", "Sample", "student_quantile", "welch"]
+__all__ = ["Chance", "Comparison", "Sample", "student_quantile", "unit_of"]
 
 LEVEL = 0.05
-"""Of 100 differences that are nothing but chance, so many lie outside it."""
+"""Of 100 differences that are nothing but chance, so many lie outside the interval."""
+
+Unit = Literal["seeds", "priors"]
 
 
 @dataclass(frozen=True)
@@ -24,26 +27,20 @@ class Sample:
     """The values of one metric of one run, by (seed, prior)."""
 
     values: Mapping[tuple[int, int], float]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds that have a value."""
-        return tuple(dict.fromkeys(seed for seed, _ in self.values))
-
-    @property
-    def over(self) -> str:
-        """What the units are: ``seeds``, ``priors``, or nothing where there is one alone.
-
-        What all priors of one tokenizer agree in (its reconstruction) is one value, not several without a spread.
-        """
-        return "seeds" if len(self.seeds) > 1 else "priors" if len(set(self.values.values())) > 1 else ""
+    over: Unit = "seeds"
+    """What the units are."""
 
     @property
     def units(self) -> list[float]:
-        """One value for each seed; of one seed alone, one for each of its priors."""
+        """One value for each seed, or one for each prior.
+
+        What all priors of one tokenizer agree in (its reconstruction) is one value, not several without a spread.
+        """
         if self.over == "priors":
-            return list(self.values.values())
-        return [statistics.fmean(v for (own, _), v in self.values.items() if own == seed) for seed in self.seeds]
+            values = list(self.values.values())
+            return values if len(set(values)) > 1 else values[:1]
+        seeds = dict.fromkeys(seed for seed, _ in self.values)
+        return [statistics.fmean(v for (own, _), v in self.values.items() if own == seed) for seed in seeds]
 
     @property
     def mean(self) -> float:
@@ -56,6 +53,33 @@ class Sample:
         return statistics.stdev(self.units) if len(self.units) > 1 else None
 
 
+def unit_of(runs: Iterable[Mapping[tuple[int, int], float]]) -> Unit:
+    """What the units of these runs are: seeds, or priors where no run has more than one seed."""
+    return "seeds" if any(len({seed for seed, _ in values}) > 1 for values in runs) else "priors"
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How far units of one run lie apart: their variance, pooled over several runs."""
+
+    variance: float
+    freedom: int
+    """Degrees of freedom: units less runs."""
+
+    @classmethod
+    def pooled(cls, samples: Iterable[Sample]) -> Chance | None:
+        """Over the runs with at least two units; None where there is none."""
+        several = [sample.units for sample in samples if len(sample.units) > 1]
+        freedom = sum(len(units) - 1 for units in several)
+        if not freedom:
+            return None
+        return cls(sum(statistics.variance(units) * (len(units) - 1) for units in several) / freedom, freedom)
+
+    def margin(self, units: int, others: int) -> float:
+        """Half of the 95 % interval of the difference of two means, over so many units each."""
+        return student_quantile(LEVEL, self.freedom) * math.sqrt(self.variance * (1 / units + 1 / others))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A run's difference to the one that it is compared with."""
@@ -65,28 +89,15 @@ class Comparison:
     """Half of the 95 % interval; None where chance is not known."""
 
     @classmethod
-    def of(cls, sample: Sample, baseline: Sample) -> Comparison:
-        """Of two samples; both need units of one kind."""
-        margin = welch(sample.units, baseline.units) if sample.over and sample.over == baseline.over else None
+    def of(cls, sample: Sample, baseline: Sample, chance: Chance | None) -> Comparison:
+        """Of two samples with units of one kind."""
+        margin = chance.margin(len(sample.units), len(baseline.units)) if chance else None
         return cls(sample.mean - baseline.mean, margin)
 
     @property
     def within_chance(self) -> bool | None:
         """Whether the interval holds 0; None where chance is not known."""
         return None if self.margin is None else abs(self.difference) <= self.margin
-
-
-def welch(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> float:
-    """Half of Welch's two-sided interval for the difference of the means of ``a`` and ``b``, at least two values each.
-
-    Degrees of freedom after Welch and Satterthwaite. Two samples without any spread have a margin of 0.
-    """
-    parts = [(statistics.variance(values) / len(values), len(values)) for values in (a, b)]
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return 0.0
-    freedom = 1 / sum((part / total) ** 2 / (count - 1) for part, count in parts)
-    return student_quantile(level, freedom) * math.sqrt(total)
 
 
 def student_quantile(level: float, freedom: float) -> float:

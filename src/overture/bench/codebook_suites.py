@@ -1,4 +1,4 @@
-"""The first suites: growing codebooks against a uniform one, and where the entropy cliff lies."""
+"""Suites on codebooks that grow along the sequence, and on where the entropy cliff lies; 1D tokenizers of small images."""
 
 from __future__ import annotations
 
@@ -10,57 +10,91 @@ from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig, Schedule
 
-__all__ = ["cliff", "uniform_vcq"]
+__all__ = ["cifar_codebooks", "cliff", "codebook_run", "few_images", "prior_sizes", "uniform_vcq"]
 
-TOKENS = 32
+TOKENS, K_MAX, LARGEST = 32, 1024, 4096
+READINGS = ("results", "neighbours", "probe", "calibration")
 
 
 def uniform_vcq() -> Suite:
-    """A uniform codebook against growing ones on Fashion-MNIST at 16 px: four laws of equal K_max, one of equal bits.
+    """A uniform codebook against growing ones on Fashion-MNIST at 16 px: seven of equal K_max, one of equal bits.
 
-    The models of the quickstart on all 60,000 images and their mirrors, 32 tokens of patches of 4 px, a prior of 2,000
-    steps: here the distance of generated images was twice that of reconstructions, so generation is what is compared.
-    ``equal-bits`` grows up to 4096 codes by the power law that has the uniform model's 320 bits.
-    Hardware: one CPU core a member, 15 members; training a member took 22 minutes with AVX2.
+    ``equal-bits`` grows up to 4096 codes by the power law that has the uniform model's 320 bits. ``reversed`` and
+    ``shuffled`` have the sizes of ``linear`` in another order: what they lose is the order's doing.
+    Hardware: one CPU core a member.
     """
-    uniform = Schedule.uniform(TOKENS, 1024)
-    equal_bits = Schedule.power_for_bits(TOKENS, 2, 4096, uniform.total_bits)
-    codebooks = {
-        "uniform": CodebookConfig("uniform", k_max=1024),
-        "linear": CodebookConfig("linear", k_min=2, k_max=1024),
-        "power-2": CodebookConfig("power", k_min=2, k_max=1024, exponent=2.0),
-        "geometric": CodebookConfig("geometric", k_min=2, k_max=1024),
-        "equal-bits": CodebookConfig("explicit", explicit=equal_bits.sizes),
-    }
     return Suite(
-        runs=tuple(_small_images(name, codebook) for name, codebook in codebooks.items()),
+        runs=tuple(codebook_run(name, law) for name, law in laws().items()),
         compare="uniform",
-        metrics={
-            "generation.unguided.fid": "gFD",
-            "generation.guided.fid": "gFD, guidance 1.5",
-            "reconstruction.distance": "rFD",
-            "generation.over_reconstruction": "gFD / rFD",
-            "bits.train": "bits, training",
-            "bits.held_out": "bits, held out",
-            "entropy.bits": "entropy of tokens, bits",
-            "entropy.cliff": "cliff",
-            "neighbours.features.suspicious": "near copies, %",
-            "seconds.training": "seconds of training",
-        },
-        readings=("results", "neighbours"),
+        metrics={**GENERATION, **BITS, **CONTENT},
+        readings=READINGS,
+        folder="fashion-mnist-16",
+    )
+
+
+def few_images() -> Suite:
+    """The same tokenizers under priors that see 10,000 or 2,000 images: what a prior does that memorises.
+
+    All judge against the 60,000 images that the tokenizers have seen: a prior that repeats its 2,000 does not get near.
+    Hardware: one CPU core a member; those of ``uniform-vcq`` are members here too.
+    """
+    runs, starts, compare = [], {}, {}
+    for law in ("uniform", "linear", "equal-bits"):
+        runs.append(whole := codebook_run(law, laws()[law]))
+        for images in (10_000, 2_000):
+            name = f"{law}-{images}"
+            runs.append(_other_prior(whole, name, {"tokens.images": images}))
+            starts[name], compare[name] = law, f"uniform-{images}"
+        compare[law] = "uniform"
+    return Suite(
+        runs=tuple(runs), compare=compare, starts_from=starts, metrics={**GENERATION, **BITS, **COPIES},
+        readings=READINGS, folder="fashion-mnist-16",
+    )  # fmt: skip
+
+
+def prior_sizes() -> Suite:
+    """Priors of four sizes on uniform and growing tokens: does the difference close or widen?
+
+    Hardware: one CPU core a member; the largest takes the longest, about as long as 6 of the second.
+    """
+    runs, starts, compare = [], {}, {}
+    for law in ("uniform", "linear", "equal-bits"):
+        runs.append(whole := codebook_run(law, laws()[law]))
+        for name, (dim, depth) in PRIORS.items():
+            runs.append(_other_prior(whole, f"{law}-{name}", {"prior.dim": dim, "prior.depth": depth}))
+            starts[f"{law}-{name}"], compare[f"{law}-{name}"] = law, f"uniform-{name}"
+        compare[law] = "uniform"
+    return Suite(
+        runs=tuple(runs), compare=compare, starts_from=starts, metrics={**GENERATION, **BITS}, readings=READINGS,
+        folder="fashion-mnist-16",
+    )  # fmt: skip
+
+
+def cifar_codebooks() -> Suite:
+    """Uniform against growing codebooks on CIFAR-10 at 16 px, in colour.
+
+    Hardware: one CPU core a member.
+    """
+    names = ("uniform", "linear", "power-2", "equal-bits")
+    return Suite(
+        runs=tuple(in_colour(codebook_run(name, laws()[name])) for name in names),
+        compare="uniform",
+        metrics={**GENERATION, **BITS, **CONTENT},
+        readings=READINGS,
+        folder="cifar10-16",
     )
 
 
 def cliff() -> Suite:
     """Where the entropy cliff lies: measured t* against ceil(log2 N / log2 K), for four K and up to four N.
 
-    Uniform tokenizers of 32 tokens on Fashion-MNIST at 16 px, no prior. The entropy of N images is that of the tokens
-    of N training images, drawn by chance; the tokenizer has seen all 60,000.
-    Hardware: one CPU core a member, 12 members, each shorter than one of ``uniform-vcq``.
+    Uniform tokenizers on Fashion-MNIST at 16 px, no prior. The entropy of N images is that of the tokens of N training
+    images, drawn by chance; the tokenizer has seen all 60,000.
+    Hardware: one CPU core a member.
     """
     runs = []
     for size in (16, 256, 1024, 4096):
-        run = _small_images(f"K{size}", CodebookConfig("uniform", k_max=size))
+        run = codebook_run(f"K{size}", CodebookConfig("uniform", k_max=size))
         training = replace(run.tokenizer_training, perceptual=NoPerceptual())
         # Nothing is judged, so no network has to be trained for it.
         evaluation = replace(run.evaluation, network="random:64", metrics=("fid",))
@@ -72,7 +106,51 @@ def cliff() -> Suite:
     return Suite(runs=tuple(runs), metrics=metrics, readings=("cliff",), until="tokens")
 
 
-def _small_images(name: str, codebook: CodebookConfig) -> RunConfig:
+# -- what they have in common -----------------------------------------------------------------------------------------
+
+GENERATION = {
+    "generation.unguided.fid": "gFD",
+    "generation.guided.fid": "gFD, guided",
+    "reconstruction.distance": "rFD",
+    "generation.over_reconstruction": "gFD / rFD",
+}
+BITS = {
+    "bits.train": "bits, training",
+    "bits.held_out": "bits, held out",
+    "bits.gap": "gap, bits",
+}
+COPIES = {"neighbours.features.suspicious": "near copies, %", "neighbours.tokens.copies": "exact copies"}
+CONTENT = {
+    "entropy.room": "room, bits",
+    "entropy.cliff": "cliff",
+    "probe.all.4": "probe of 4 tokens, %",
+    "probe.all.8": "probe of 8, %",
+    "calibration.held_out.all.excess": "overconfident by, %",
+    "neighbours.features.suspicious": "near copies, %",
+}
+PRIORS = {"0.1M": (48, 2), "1.5M": (144, 5), "3M": (192, 6)}
+"""Width and depth of the priors beside the usual one."""
+
+
+def laws() -> dict[str, CodebookConfig]:
+    """The codebooks that are compared, by name."""
+    linear = Schedule.linear(TOKENS, 2, K_MAX)
+    equal_bits = Schedule.power_for_bits(TOKENS, 2, LARGEST, Schedule.uniform(TOKENS, K_MAX).total_bits)
+    return {
+        "uniform": CodebookConfig("uniform", k_max=K_MAX),
+        "linear": CodebookConfig("linear", k_min=2, k_max=K_MAX),
+        "power-2": CodebookConfig("power", k_min=2, k_max=K_MAX, exponent=2.0),
+        "power-3": CodebookConfig("power", k_min=2, k_max=K_MAX, exponent=3.0),
+        "geometric": CodebookConfig("geometric", k_min=2, k_max=K_MAX),
+        "cosine": CodebookConfig("cosine", k_min=2, k_max=K_MAX),
+        "reversed": CodebookConfig("explicit", explicit=linear.reversed().sizes),
+        "shuffled": CodebookConfig("explicit", explicit=linear.shuffled(0).sizes),
+        "equal-bits": CodebookConfig("explicit", explicit=equal_bits.sizes),
+    }
+
+
+def codebook_run(name: str, codebook: CodebookConfig) -> RunConfig:
+    """A 1D tokenizer of 16 px Fashion-MNIST and its prior: minutes of one core, and generation is what binds."""
     return one_dimensional(name, codebook).changed(
         {
             "data.source": "fashion-mnist",
@@ -81,8 +159,22 @@ def _small_images(name: str, codebook: CodebookConfig) -> RunConfig:
             "data.mirror": True,
             "tokenizer.patch_size": 4,
             "tokenizer.segments.0.tokens": TOKENS,
+            "tokenizer_training.batch_size": 32,
             "tokenizer_training.checkpoint_minutes": 5.0,
-            "prior_training.steps": 2000,
+            "prior_training.batch_size": 64,
+            "prior_training.evaluate_every": 500,
             "prior_training.checkpoint_minutes": 5.0,
+            "evaluation.guidance": "cosine 1.2",
         }
     )
+
+
+def in_colour(run: RunConfig) -> RunConfig:
+    """The same on CIFAR-10."""
+    return run.changed({"data.source": "cifar10", "data.held_out": "cifar10/test", "data.channels": 3})
+
+
+def _other_prior(run: RunConfig, name: str, changes: dict[str, object]) -> RunConfig:
+    """The same tokenizer under another prior."""
+    training = replace(run.tokenizer_training, trains="nothing", start_from=run.name)
+    return replace(run, tokenizer_training=training).changed({"name": name, **changes})

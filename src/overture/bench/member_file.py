@@ -109,10 +109,13 @@ def _read(path: Path, member: Member, suite: Suite) -> Finished:
     return Finished(member, values, record)
 
 
-def write_lines(root: Path, finished: dict[str, Finished]) -> None:
-    """``results.jsonl``: one line a finished member, in the order of the suite."""
+def write_lines(root: Path) -> None:
+    """``results.jsonl``: one line a finished member, of every suite that has this folder."""
     with replacing(root / "results.jsonl") as temporary:
-        lines = (json.dumps(each.record, allow_nan=False) for each in finished.values())
+        records = (
+            read_record(path, "delete it to measure again") for path in sorted((root / "members").glob("*.json"))
+        )
+        lines = (json.dumps(record, allow_nan=False) for record in records)
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

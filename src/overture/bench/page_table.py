@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overture.bench.chance import Comparison, Sample
+from overture.bench.chance import Chance, Comparison, Sample, unit_of
 from overture.bench.member_file import Finished
 from overture.bench.suite import Suite
 from overture.errors import OvertureError, UsageError, near
@@ -28,7 +28,7 @@ class Cell:
 
     sample: Sample
     comparison: Comparison | None
-    """With the run that all are compared with; None for that one itself."""
+    """With the run that this one is compared with; None where there is no such one."""
     unlike: tuple[str, ...] = ()
     """In which conditions its numbers differ from the first ones of the column."""
 
@@ -65,13 +65,19 @@ def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str
                 value, member = each.values[metric], each.member
                 samples.setdefault((member.run, metric), {})[member.seed, member.prior] = value.value
                 protocols.setdefault((member.run, metric), []).append(value.protocol or {})
+    unit = unit_of(samples.values())
+    of_metric = {
+        metric: {run: Sample(values, unit) for (run, own), values in samples.items() if own == metric}
+        for metric in suite.metrics
+    }
+    chances = {metric: Chance.pooled(runs.values()) for metric, runs in of_metric.items()}
     found = {}
-    for (run, metric), values in samples.items():
-        baseline = samples.get((suite.compare, metric))
-        compared = Comparison.of(Sample(values), Sample(baseline)) if baseline and run != suite.compare else None
+    for run, metric in samples:
+        sample, baseline = of_metric[metric][run], of_metric[metric].get(suite.compared_with(run))
+        compared = Comparison.of(sample, baseline, chances[metric]) if baseline else None
         first = next(protocols[own.name, metric] for own in suite.runs if (own.name, metric) in protocols)[0]
         odd = dict.fromkeys(name for other in protocols[run, metric] for name in _unlike(first, other))
-        found[run, metric] = Cell(Sample(values), compared, tuple(odd))
+        found[run, metric] = Cell(sample, compared, tuple(odd))
     return found
 
 
@@ -102,16 +108,16 @@ def _footnotes(
     notes = [f"{len(finished)} of {len(suite.members)} members (`{command}`), {_counts(suite)}."]
     if suite.is_tiny:
         notes.append("This is the tiny form, trained for seconds: its numbers mean nothing.")
-    overs = {cell.sample.over for cell in table.values()} - {""}
-    notes += [f"Mean ± standard deviation over {joined(sorted(overs))}."] if overs else []
+    unit = next((cell.sample.over for cell in table.values() if cell.sample.spread is not None), "")
+    notes += [f"Mean ± standard deviation over {unit}."] if unit else []
     compared = [cell.comparison for cell in table.values() if cell.comparison is not None]
     if compared:
         known = sum(each.margin is not None for each in compared)
         if known:
             notes.append(
-                f"{WITHIN}: the difference to {suite.compare} is within chance (its 95 % interval of Welch over "
-                f"{joined(sorted(overs))} holds 0). {known} were compared; of differences that are nothing but chance, one in "
-                "twenty is not marked."
+                f"{WITHIN}: the difference to {suite.baselines} is within chance (its 95 % interval holds 0; the variance "
+                f"over {unit} is pooled over all runs). {known} were compared; of differences that are nothing but chance, "
+                "one in twenty is not marked."
             )
         if known < len(compared):
             notes.append(f"{UNKNOWN}: chance is not known, it takes two seeds or two priors of each.")

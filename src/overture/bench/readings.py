@@ -17,7 +17,8 @@ from overture.analysis import neighbours, probe
 from overture.analysis.entropy import conditional_entropy
 from overture.data.order import some_of
 from overture.errors import UsageError
-from overture.pipeline import Pipeline, load_tokenizer
+from overture.pipeline import Pipeline, load_prior, load_tokenizer
+from overture.priors.likelihood import measure_likelihood
 from overture.registry import OpenList, strangers_code
 from overture.runs.directory import RunDirectory
 from overture.runs.evaluate_run import judge_network
@@ -27,6 +28,8 @@ __all__ = ["READINGS", "Reading", "Value", "take_readings"]
 
 CLIFF_IMAGES = (1_000, 5_000, 20_000, 60_000)
 PROBE_ROWS = 10_000
+CALIBRATION_ROWS = 10_000
+SIZES = ((2, 7), (8, 63), (64, 2**16))
 NEIGHBOUR_SAMPLES = 1_000
 YARDSTICK = 2_000
 """Held-out images: enough that their nearest hundredth is known."""
@@ -55,6 +58,7 @@ READINGS = OpenList(
         "cliff": "overture.bench.readings:read_cliff",
         "neighbours": "overture.bench.readings:read_neighbours",
         "probe": "overture.bench.readings:read_probe",
+        "calibration": "overture.bench.readings:read_calibration",
     },
 )
 
@@ -115,6 +119,9 @@ def _plain_values(results: Results) -> dict[str, Value]:
         found["entropy.cliff"] = Value(entropy["cliff"], "tokens", about)
         if entropy["predicted_cliff"] is not None:
             found["entropy.predicted_cliff"] = Value(entropy["predicted_cliff"], "tokens", about)
+    if results.shared_rows and results.shared_rows["shared"]["ratio"] is not None:
+        about = {name: results.shared_rows[name] for name in ("segment", "rows", "columns", "network", "guidance")}
+        found["shared_rows.ratio"] = Value(results.shared_rows["shared"]["ratio"], "", about)
     if results.elbo:
         found["elbo.negative_elbo"] = Value(results.elbo["negative_elbo_bits"], "bits per held-out image")
     return found
@@ -156,6 +163,28 @@ def read_neighbours(run: RunDirectory, device: torch.device) -> dict[str, Value]
     for space, part in (("features", study.features), ("tokens", study.tokens)):
         found[f"neighbours.{space}.suspicious"] = Value(100 * part["suspicious_share"], "percent", about)
         found[f"neighbours.{space}.copies"] = Value(part["exact_copies"], "samples", about)
+    return found
+
+
+def read_calibration(run: RunDirectory, device: torch.device) -> dict[str, Value]:
+    """``calibration.PART.WHERE.observed`` and ``.expected``: what held-out (or training) tokens cost under the prior, and
+    what the prior itself expects them to; ``.excess`` is the first above the second, in percent: 0 is calibrated, above
+    it the prior is overconfident. WHERE: ``all``, or the positions with ``2-7``, ``8-63``, ``64-65536`` codes."""
+    prior, found = load_prior(run.prior_model, device=device), {}
+    sizes_L = torch.tensor([position.high - position.low for position in prior.layout.positions])
+    places = {"all": sizes_L > 1, **{f"{low}-{high}": (sizes_L >= low) & (sizes_L <= high) for low, high in SIZES}}
+    for part in ("train", "held_out"):
+        file = run.token_file(part)
+        rows = some_of(file.rows, CALIBRATION_ROWS)
+        bits = measure_likelihood(prior, file.parts(100, rows))
+        about = {"weights": "raw", "over": "allowed ids", "images": bits.rows}
+        for where, chosen_L in places.items():
+            observed, expected = (float(bits_L[chosen_L].sum()) for bits_L in (bits.allowed, bits.expected))
+            if expected > 0:
+                name = f"calibration.{part}.{where}"
+                found[f"{name}.observed"] = Value(observed, "bits per image", about)
+                found[f"{name}.expected"] = Value(expected, "bits per image", about)
+                found[f"{name}.excess"] = Value(100 * (observed / expected - 1), "percent", about)
     return found
 
 

@@ -36,8 +36,8 @@ class SuiteFolder:
         """What a worker does for a member."""
         run, config = self.run(member), member.config
         if member.tokenizer:
-            place = str(run.root.parent / member.tokenizer)
-            training = replace(config.tokenizer_training, start_from=place)
+            place = self.run(suite.chosen([member.tokenizer])[0]).root
+            training = replace(config.tokenizer_training, start_from=str(place))
             config = replace(config, tokenizer_training=training)
         return MemberTask(
             member.name,
@@ -65,7 +65,7 @@ def run_suite(
     whole suite, and the failures by member.
 
     ``jobs`` members are worked on at once (0: one for each core, or one where there is an accelerator). Members that
-    train their own tokenizer come first, then those that start from one.
+    train their own tokenizer come first, then those that start from one that is there.
     """
     if jobs < 0:
         raise UsageError(f"--jobs is {jobs}, needs >= 1 (or 0: as cores allow)")
@@ -79,48 +79,46 @@ def run_suite(
             failures = _run_missing(missing, suite, SuiteFolder(root), jobs, device, keep)
     finally:  # also of what was stopped
         finished = read_finished(root, suite)
-        write_lines(root, finished)
+        write_lines(root)
     return finished, failures
 
 
 def _run_missing(
     missing: list[Member], suite: Suite, folder: SuiteFolder, jobs: int, device: str, keep: Keep
 ) -> dict[str, OvertureError]:
-    """Networks first, then members with a tokenizer of their own, then those that start from one."""
+    """Networks first, then members round by round: in each those that have all that they start from."""
     _check(missing, suite, folder)
-    own = [member for member in missing if not member.tokenizer]
-    further = [member for member in missing if member.tokenizer]
+    failures: dict[str, OvertureError] = {}
     with stoppable():
         # One thread each, also of the last ones: the sums of a member must not depend on how many run beside it.
         threads = 1 if choose_device(device).type == "cpu" else 0
         pool = Pool(min(jobs or default_jobs(device), len(missing)), threads)
         pool.run_each(_networks(missing, folder, device))  # one that fails is tried again by a member, and told there
-        failures = pool.run_each([folder.task(member, suite, device, keep) for member in own])
-        ready = [member for member in further if _tokenizer(member, folder).exists()]
-        failures |= pool.run_each([folder.task(member, suite, device, keep) for member in ready])
-    for member in further:
-        if member not in ready:
-            failures[member.name] = OvertureError(
-                f"starts from the tokenizer of {member.tokenizer}, which is not finished; run that one first"
-            )
+        while ready := [member for member in missing if _has_its_start(member, suite, folder)]:
+            failures |= pool.run_each([folder.task(member, suite, device, keep) for member in ready])
+            missing = [member for member in missing if member not in ready]
+    for member in missing:
+        failures[member.name] = OvertureError(
+            f"starts from the tokenizer of {member.tokenizer}, which is not finished; run that one first"
+        )
     return failures
 
 
-def _tokenizer(member: Member, folder: SuiteFolder) -> Path:
-    return RunDirectory(folder.run(member).root.parent / member.tokenizer).tokenizer_model
+def _has_its_start(member: Member, suite: Suite, folder: SuiteFolder) -> bool:
+    return not member.tokenizer or folder.run(suite.chosen([member.tokenizer])[0]).tokenizer_model.exists()
 
 
 def _check(members: Iterable[Member], suite: Suite, folder: SuiteFolder) -> None:
     """Refuse what can be refused before any work: of every run with its data once."""
     classes: dict[str, int] = {}
-    own = {member.run: member for member in members if not member.tokenizer}
-    for member in own.values():
+    one_of_each = {member.run: member for member in members if not member.prior}
+    for member in one_of_each.values():
         if member.group not in classes:
             classes[member.group] = member.config.data.build().num_classes
         resolved = member.config.resolve(classes[member.group])
         try:
             check_run(resolved, until=suite.until)
-            if not folder.run(member).tokenizer_model.exists():
+            if not member.tokenizer and not folder.run(member).tokenizer_model.exists():
                 check_weights(resolved)
         except UsageError as error:
             raise UsageError(f"{member.run}: {error}") from error

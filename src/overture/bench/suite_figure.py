@@ -1,6 +1,6 @@
 """A suite's figure: one panel a metric, one row a run, every member a point, mean and spread.
 
-A hollow mark: the difference to the run that all are compared with is within chance, or chance is not known.
+A hollow mark: the difference to the run that this one is compared with is within chance, or chance is not known.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def suite_figure(suite: Suite, table: Mapping[tuple[str, str], Cell]) -> Figure:
 
 
 def _panel(axes: Axes, suite: Suite, found: Mapping[str, Cell]) -> None:
-    if suite.compare in found:
+    if isinstance(suite.compare, str) and suite.compare in found:
         axes.axvline(found[suite.compare].sample.mean, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     for place, run in enumerate(suite.runs):
         if run.name not in found:

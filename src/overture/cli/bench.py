@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         "lists the suites; your own is `overture bench my_suites:function`.",
     )
     parser.add_argument("suite", nargs="?", help="name of a suite, or module:function")
-    parser.add_argument("--out", type=Path, help="the suite's folder (default: runs/bench/SUITE)")
+    parser.add_argument("--out", type=Path, help="the suite's folder (default: below runs/bench)")
     parser.add_argument("--only", nargs="+", default=[], metavar="MEMBER", help="these members, or all of these runs")
     parser.add_argument("--tiny", action="store_true", help="tiny runs and at most two seeds: seconds a member")
     parser.add_argument("--data", metavar="SOURCE", help="where the suite's training images lie here")
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError("--held-out goes with --data, and neither with --tiny, which brings its images")
         suite = suite.with_images(options.data, options.held_out or "")
     name = options.suite.rpartition(":")[2]
-    root = options.out or Path("runs") / "bench" / (name + ("-tiny" if options.tiny else ""))
+    root = options.out or Path("runs") / "bench" / ((suite.folder or name) + ("-tiny" if options.tiny else ""))
     if options.tables:
         return write_tables(options, suite, root, name)
     from overture.bench.run_suite import run_suite
@@ -122,7 +122,7 @@ def write_tables(options: argparse.Namespace, suite: Suite, root: Path, name: st
     if not finished:
         raise UsageError(f"{root}: holds no finished member of {options.suite}; run it first, or give its --out")
     picture = Path("images") / f"bench-{name}.svg"
-    hollow = f"; hollow: within chance of {suite.compare}, or chance not known" if suite.compare else ""
+    hollow = f"; hollow: within chance of {suite.baselines}, or chance not known" if suite.compare else ""
     about = f"{name}: mean and spread of every run{hollow}"
     table = markdown(options.suite, suite, finished)
     write_between_marks(options.tables, options.suite, f"{table}\n![{about}]({os.fspath(picture)})\n")

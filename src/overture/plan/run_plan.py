@@ -117,7 +117,7 @@ def make_plan(config: RunConfig, images: Images, world_size: int = 1) -> dict[st
         "stages": {
             "tokenizer": _stage(steps1, training.batch_size, images.train, step),
             "tokens": _tokens(config, images, flops["encode"]),
-            "prior": _stage(steps3, stage3.batch_size, images.train, 3 * flops["prior"]),
+            "prior": _stage(steps3, stage3.batch_size, _prior_images(config, images), 3 * flops["prior"]),
         },
         "memory_per_device": {
             "tokenizer": tokenizer_memory if steps1 else None,
@@ -268,11 +268,16 @@ def _stage(steps: int, batch: int, images: int, flops: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _prior_images(config: RunConfig, images: Images) -> int:
+    """Training images that become tokens."""
+    return min(config.tokens.images or images.train, images.train)
+
+
 def _tokens(config: RunConfig, images: Images, flops: int) -> dict[str, Any]:
     """The token files of training and held-out images (without their headers of a few kilobytes)."""
     crops = crops_per_row(config.tokens.crops)
     header = TokenHeader(config.tokenizer.layout, "", config.tokens.crops, crops, 1, images.classes)
-    rows, size = images.train + images.held_out, header.row_bytes + 4
+    rows, size = _prior_images(config, images) + images.held_out, header.row_bytes + 4
     return {
         "crops_per_image": crops, "images_encoded": rows * crops, "bytes_per_image": size, "bytes": rows * size,
         "flops": rows * crops * flops,

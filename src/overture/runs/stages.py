@@ -57,6 +57,7 @@ def execute(
     data, given = config.data.build(), config
     config = with_precision(with_start_hashes(config.resolve(data.num_classes), run), processes.device)
     check_run(config, processes, until)
+    config.tokens.chosen(data.train)  # refuses more than there are
     if not run.tokenizer_model.exists():
         check_weights(config)
     if processes.is_main:
@@ -212,23 +213,22 @@ def _tokenizer_stage(
 def _tokens_stage(
     config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
-    parts = {part: run.tokens(part) for part in ("train", "held_out")}
+    sources = {"train": config.tokens.chosen(data.train), "held_out": data.held_out}
     digest = ids_hash(read_metadata(run.tokenizer_model, "tokenizer"))
-    for part, path in parts.items():
-        if path.exists():
-            file = TokenFile.open(path)
+    for part, source in sources.items():
+        if run.tokens(part).exists():
+            file = TokenFile.open(run.tokens(part))
             file.check_layout(config.tokenizer.layout)
             file.check_tokenizer(digest)
-            file.check_source(data.train if part == "train" else data.held_out)
+            file.check_source(source)
     processes.barrier()  # the files stay as everyone has seen them until here
-    missing = {part: path for part, path in parts.items() if not path.exists()}
+    missing = [part for part in sources if not run.tokens(part).exists()]
     if not missing:
         return
     tokenizer = load_tokenizer(run.root, device=processes.device)
-    for part, path in missing.items():
-        source = data.train if part == "train" else data.held_out
+    for part in missing:
         write_tokens(
-            tokenizer, digest, source, config.data, config.tokens, path,
+            tokenizer, digest, sources[part], config.data, config.tokens, run.tokens(part),
             processes=processes, progress=progress, label=f"tokens {part}",
         )  # fmt: skip
     if processes.is_main and (entropy := token_entropy(run)).collapsed:

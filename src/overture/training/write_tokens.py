@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from overture.config import no_number
-from overture.data.base import Source
+from overture.data.base import Source, subset
+from overture.data.order import some_of
 from overture.data.stream import DataConfig, crops_per_row, tokenization_batches
 from overture.data.token_files import TokenFile, TokenHeader, TokenWriter
 from overture.data.transforms import to_float
@@ -29,6 +30,8 @@ class TokensConfig:
     """
 
     crops: str = "ten"
+    images: int = 0
+    """Training images that become tokens, and that the prior learns from: always the same ones, drawn by chance; 0: all."""
     batch_size: int = no_number(256)
     """Images (crops counted) that the tokenizer encodes at once."""
 
@@ -36,6 +39,14 @@ class TokensConfig:
         crops_per_row(self.crops)
         if self.batch_size < 1:
             raise UsageError(f"tokens: batch_size is {self.batch_size}, needs >= 1")
+        if self.images < 0:
+            raise UsageError(f"tokens: images is {self.images}, needs >= 1 (or 0: all)")
+
+    def chosen(self, training: Source) -> Source:
+        """Those of the ``training`` images that become tokens."""
+        if self.images > len(training):
+            raise UsageError(f"tokens: images is {self.images}, there are {len(training)} training images")
+        return subset(training, some_of(len(training), self.images)) if self.images else training
 
 
 @torch.inference_mode()
