@@ -150,15 +150,33 @@ def laws() -> dict[str, CodebookConfig]:
 
 
 def codebook_run(name: str, codebook: CodebookConfig) -> RunConfig:
-    """A 1D tokenizer of 16 px Fashion-MNIST and its prior: minutes of one core, and generation is what binds."""
-    return one_dimensional(name, codebook).changed(
+    """A 1D tokenizer of 16 px Fashion-MNIST and its prior: minutes of one core, and generation is what binds.
+
+    Small batches and many of them: a 1D tokenizer first has to learn to look at the patches at all, and that takes steps.
+    """
+    return small_images(one_dimensional(name, codebook)).changed(
+        {
+            "tokenizer.segments.0.tokens": TOKENS,
+            "tokenizer.segments.0.quantizer.revive_after": 100,
+            "tokenizer_training.batch_size": 16,
+            "tokenizer_training.steps": 3600,
+            "tokenizer_training.optimizer.learning_rate": 1e-3,
+            "tokenizer_training.optimizer.flat": 1800,
+            "tokenizer_training.discriminator_optimizer.flat": 1800,
+            "tokenizer_training.adversarial.start": 1200,
+        }
+    )
+
+
+def small_images(run: RunConfig) -> RunConfig:
+    """On all of Fashion-MNIST at 16 px, in patches of 4, with short priors."""
+    return run.changed(
         {
             "data.source": "fashion-mnist",
             "data.held_out": "fashion-mnist/test",
             "data.image_size": 16,
             "data.mirror": True,
             "tokenizer.patch_size": 4,
-            "tokenizer.segments.0.tokens": TOKENS,
             "tokenizer_training.batch_size": 32,
             "tokenizer_training.checkpoint_minutes": 5.0,
             "prior_training.batch_size": 64,

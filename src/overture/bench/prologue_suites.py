@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from overture.bench.codebook_suites import BITS, CONTENT, GENERATION, READINGS, codebook_run, in_colour, laws
+from overture.bench.codebook_suites import (
+    BITS,
+    CONTENT,
+    GENERATION,
+    READINGS,
+    codebook_run,
+    in_colour,
+    laws,
+    small_images,
+)
 from overture.bench.suite import Suite
 from overture.interop.releases import prologue_segment
 from overture.losses.perceptual import NoPerceptual
 from overture.priors.model import PriorConfig
 from overture.quantizers import VectorConfig
+from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig
 from overture.tokenizers.config import SegmentConfig
@@ -62,7 +72,7 @@ def cifar_prologue() -> Suite:
 
 def prologue_runs() -> tuple[RunConfig, ...]:
     """The baseline, prologues in a shared encoder, and those of Post."""
-    plain = codebook_run("2d", laws()["uniform"])
+    plain = small_images(one_dimensional("2d", laws()["uniform"]))
     patches = SegmentConfig(
         "visual", "patches", 0, CodebookConfig("uniform", k_max=VISUAL_CODES), VectorConfig(z_dim=12, revive_after=200)
     )

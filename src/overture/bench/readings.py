@@ -27,7 +27,8 @@ from overture.runs.results import Results
 __all__ = ["READINGS", "Reading", "Value", "take_readings"]
 
 CLIFF_IMAGES = (1_000, 5_000, 20_000, 60_000)
-PROBE_ROWS = 10_000
+PROBE_ROWS = 6_000
+PROBED = (2, 4, 8)
 CALIBRATION_ROWS = 10_000
 SIZES = ((2, 7), (8, 63), (64, 2**16))
 NEIGHBOUR_SAMPLES = 1_000
@@ -189,11 +190,12 @@ def read_calibration(run: RunDirectory, device: torch.device) -> dict[str, Value
 
 
 def read_probe(run: RunDirectory, device: torch.device) -> dict[str, Value]:
-    """``probe.SEGMENT.N``: top-1 in percent of a linear probe on the code vectors of the first N tokens."""
+    """``probe.all.N``: top-1 in percent of a linear probe on the code vectors of the first N tokens, for N of 2, 4, 8."""
     tokenizer = load_tokenizer(run.root, device=device)
     train, test = run.token_file("train"), run.token_file("held_out")
     rows = some_of(train.rows, PROBE_ROWS)
     data = probe.ProbeData(tokenizer.layout, *train.tensors(rows), *test.tensors())
-    study = probe.study(data, codes=tokenizer.codes, kinds=("codes",), device=device)
+    lengths = [tokens for tokens in PROBED if tokens <= tokenizer.layout.length]
+    study = probe.study(data, lengths, codes=tokenizer.codes, kinds=("codes",), segments=("all",), device=device)
     about = {"features": "codes", "train_images": study.train_images, "test_images": study.test_images}
     return {f"probe.{r.segment}.{r.tokens}": Value(100 * r.top1, "percent", about) for r in study.results}
