@@ -217,3 +217,19 @@ def test_what_auto_became_is_said_and_recorded(tmp_path: Path, monkeypatch: pyte
 
 def stop(*_: object) -> None:
     raise Interrupted("enough")
+
+
+def test_more_images_for_the_prior_than_there_are(tmp_path: Path) -> None:
+    refused(changed(tokens__images=9001), tmp_path, "tokens: images is 9001, there are 9000 training images")
+    assert not (tmp_path / "run/tokenizer").exists()
+    with pytest.raises(UsageError, match="tokens: images is -1, needs >= 1"):
+        changed(tokens__images=-1)
+
+
+def test_the_prior_always_learns_from_the_same_images() -> None:
+    training = TINY.data.build().train
+    chosen = changed(tokens__images=50).tokens.chosen(training)
+    assert len(chosen) == 50
+    assert chosen.fingerprint() == changed(tokens__images=50).tokens.chosen(training).fingerprint()
+    assert len(set(chosen.labels.tolist())) > 5  # drawn, not cut off a sorted set
+    assert TINY.tokens.chosen(training) is training

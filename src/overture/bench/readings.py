@@ -129,13 +129,14 @@ def _plain_values(results: Results) -> dict[str, Value]:
 
 
 def read_cliff(run: RunDirectory, device: torch.device) -> dict[str, Value]:
-    """``cliff.N.measured``, ``cliff.N.predicted``, ``cliff.N.bits`` of N training images: 1,000, 5,000, ..., all."""
+    """``cliff.N.measured``, ``.at_90``, ``.predicted``, ``.bits`` of N training images: 1,000, 5,000, ..., all."""
     file = run.token_file("train")
     found = {}
     for images in sorted({*(n for n in CLIFF_IMAGES if n < file.rows), file.rows}):
         ids = file.ids(some_of(file.rows, images), file.central_crop)
         entropy, about = conditional_entropy(ids, layout=file.layout), {"rows": images, "share": "99 %"}
         found[f"cliff.{images}.measured"] = Value(entropy.cliff, "tokens", about)
+        found[f"cliff.{images}.at_90"] = Value(entropy.cliff_at(0.9), "tokens", {"rows": images, "share": "90 %"})
         found[f"cliff.{images}.bits"] = Value(entropy.total_bits, "bits", about)
         if entropy.predicted_cliff is not None:
             found[f"cliff.{images}.predicted"] = Value(entropy.predicted_cliff, "tokens", {"rows": images})
