@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -673,3 +674,22 @@ def test_tables_touch_nothing_outside_their_marks(here: Path, whole: Path, capsy
     assert main([*command[:-1], "none.md"]) == 1
     assert "none.md: cannot read it" in capsys.readouterr().err
     assert not read_finished(Path("nowhere"), load_suite("my_suites:pair"))
+
+
+def test_numbers_within_the_text_of_a_page(here: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A page may have numbers of a suite and no table, beside numbers of others."""
+    mark = "<!-- = my_suites:pair vcq generation.unguided.fid -->{}<!-- . -->"
+    others = "<!-- = other vcq generation.unguided.fid -->kept<!-- . -->"
+    page, command = Path("page.md"), ["bench", "my_suites:pair", "--out", str(whole), "--tables", "page.md"]
+    page.write_text(f"It is {mark.format('')}, yes {mark.format('9.99 ≈')}; {others}.\n")
+    assert main(command) == 0
+    value = json.loads((whole / "members/vcq-s3.json").read_text())["values"]["generation.unguided.fid"]["value"]
+    told = re.findall(r" -->([\d.,]+) \?<!-- \. -->", page.read_text())
+    assert [float(number) for number in told] == pytest.approx([value] * 2, rel=1e-3)
+    assert page.read_text() == f"It is {mark.format(f'{told[0]} ?')}, yes {mark.format(f'{told[0]} ?')}; {others}.\n"
+    assert not Path("images").exists()  # without a table there is no figure
+    page.write_text(mark.format("").replace("vcq gen", "vqc gen"))
+    assert main(command) == 2
+    assert "page.md: '<!-- = my_suites:pair vqc generation.unguided.fid -->' names no finished run and metric" in (
+        capsys.readouterr().err
+    )

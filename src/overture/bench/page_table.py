@@ -1,23 +1,20 @@
-"""A suite's table in Markdown, and its place in a page: between two marks, and nothing outside them is touched."""
+"""A suite's table in Markdown."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from overture.bench.chance import Chance, Comparison, Sample, unit_of
 from overture.bench.member_file import Finished
 from overture.bench.suite import Suite
-from overture.errors import OvertureError, UsageError, near
+from overture.errors import UsageError, near
 from overture.evaluation.conditions import Conditions, differences
-from overture.files import replacing
 from overture.report.words import FIELDS, in_words, joined
 
-__all__ = ["Cell", "cells", "markdown", "write_between_marks"]
+__all__ = ["Cell", "cells", "markdown"]
 
 WITHIN, UNKNOWN, UNLIKE = "≈", "?", "†"
 
@@ -158,21 +155,3 @@ def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
             words = f"{'; '.join(f'{key} {value}' for key, value in numbers)}."
         said.setdefault(words, []).append(heading)
     return [f"{joined(headings)}: {words}" for words, headings in said.items()]
-
-
-def write_between_marks(page: Path, name: str, text: str) -> None:
-    """Put ``text`` between ``<!-- bench NAME -->`` and ``<!-- end -->``; the page is left alone if it is there already."""
-    begin, end = f"<!-- bench {name} -->", "<!-- end -->"
-    try:
-        old = page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OvertureError(f"{page}: cannot read it ({getattr(error, 'strerror', None) or error})") from error
-    place = re.compile(rf"(?<={re.escape(begin)}\n).*?(?={re.escape(end)})", re.DOTALL)
-    count = old.count(f"{begin}\n")
-    match = place.search(old)
-    if match is None or count != 1 or "<!-- bench " in match[0]:
-        raise UsageError(f"{page}: needs the line '{begin}' once, and the line '{end}' after it")
-    new = old[: match.start()] + text + old[match.end() :]
-    if new != old:
-        with replacing(page) as temporary:
-            temporary.write_text(new, encoding="utf-8")

@@ -113,7 +113,8 @@ def write_tables(options: argparse.Namespace, suite: Suite, root: Path, name: st
     """The page's table and its figure, ``images/bench-NAME.svg`` beside the page."""
     from overture.analysis.figures import save_figure
     from overture.bench.member_file import read_finished
-    from overture.bench.page_table import cells, markdown, write_between_marks
+    from overture.bench.page import write_page
+    from overture.bench.page_table import cells, markdown
     from overture.bench.suite_figure import suite_figure
 
     if options.only:
@@ -124,9 +125,10 @@ def write_tables(options: argparse.Namespace, suite: Suite, root: Path, name: st
     picture = Path("images") / f"bench-{name}.svg"
     hollow = f"; hollow: within chance of {suite.baselines}, or chance not known" if suite.compare else ""
     about = f"{name}: mean and spread of every run{hollow}"
-    table = markdown(options.suite, suite, finished)
-    write_between_marks(options.tables, options.suite, f"{table}\n![{about}]({os.fspath(picture)})\n")
-    save_figure(suite_figure(suite, cells(suite, finished)), options.tables.parent / picture)
+    table = cells(suite, finished)
+    text = f"{markdown(options.suite, suite, finished)}\n![{about}]({os.fspath(picture)})\n"
+    if write_page(options.tables, options.suite, text, table):
+        save_figure(suite_figure(suite, table), options.tables.parent / picture)
     show(options, suite, finished)
-    print(f"written: {options.tables}, {options.tables.parent / picture}", file=sys.stderr)
+    print(f"written: {options.tables}", file=sys.stderr)
     return 0
