@@ -113,7 +113,7 @@ def write_tables(options: argparse.Namespace, suite: Suite, root: Path, name: st
     """The page's table and its figure, ``images/bench-NAME.svg`` beside the page."""
     from overture.analysis.figures import save_figure
     from overture.bench.member_file import read_finished
-    from overture.bench.page import write_page
+    from overture.bench.page_marks import write_page
     from overture.bench.page_table import cells, markdown
     from overture.bench.suite_figure import suite_figure
 
