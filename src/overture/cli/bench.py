@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.suite is None:
         lines = {name: summary(name) for name in SUITES}
-        print_json(lines) if options.json else print("\n".join(f"{name:<14}{about}" for name, about in lines.items()))
+        width = max(map(len, lines)) + 2
+        print_json(lines) if options.json else print("\n".join(f"{n:<{width}}{about}" for n, about in lines.items()))
         return 0
     suite = load_suite(options.suite, tiny=options.tiny)
     if options.data or options.held_out:
