@@ -31,7 +31,7 @@ def write_page(page: Path, name: str, text: str, table: Mapping[tuple[str, str],
         new = _with_table(new, page, name, text)
     if new != old:
         with replacing(page) as temporary:
-            temporary.write_text(new, encoding="utf-8")
+            temporary.write_text(new, encoding="utf-8", newline="\n")
     return has_table
 
 

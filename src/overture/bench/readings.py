@@ -17,6 +17,7 @@ from overture.analysis import neighbours, probe
 from overture.analysis.entropy import conditional_entropy
 from overture.data.order import some_of
 from overture.errors import UsageError
+from overture.layout import Layout
 from overture.pipeline import Pipeline, load_prior, load_tokenizer
 from overture.priors.likelihood import measure_likelihood
 from overture.registry import OpenList, strangers_code
@@ -91,6 +92,7 @@ def read_results(run: RunDirectory, device: torch.device) -> dict[str, Value]:
         if generated and distance.value > 0:
             found["generation.over_reconstruction"] = Value(generated.value / distance.value, "", generated.protocol)
     found |= {name: value for name, value in _plain_values(results).items() if value.value is not None}
+    found |= _bits_of_segments(results, run.read_config().tokenizer.layout)
     seconds = results.seconds
     found |= {f"seconds.{stage}": Value(spent, "seconds") for stage, spent in seconds.items()}
     found["seconds.training"] = Value(sum(seconds.values()), "seconds")
@@ -126,6 +128,19 @@ def _plain_values(results: Results) -> dict[str, Value]:
     if results.elbo:
         found["elbo.negative_elbo"] = Value(results.elbo["negative_elbo_bits"], "bits per held-out image")
     return found
+
+
+def _bits_of_segments(results: Results, layout: Layout) -> dict[str, Value]:
+    """``bits.held_out.SEGMENT`` where there are several; a separator allows one id, so it costs nothing."""
+    if results.likelihood is None or len(layout.segments) < 2:
+        return {}
+    totals = dict.fromkeys(layout.names, 0.0)
+    for bits, position in zip(
+        results.likelihood["held_out_allowed"]["bits_per_position"], layout.positions, strict=True
+    ):
+        totals[layout.names[position.segment]] += bits
+    about = {"over": "allowed ids"}
+    return {f"bits.held_out.{name}": Value(bits, "bits per image", about) for name, bits in totals.items()}
 
 
 def read_cliff(run: RunDirectory, device: torch.device) -> dict[str, Value]:
