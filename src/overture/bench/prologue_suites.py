@@ -19,6 +19,7 @@ from overture.interop.releases import prologue_segment
 from overture.losses.perceptual import NoPerceptual
 from overture.priors.model import PriorConfig
 from overture.quantizers import VectorConfig
+from overture.recipes.prologue_small import POST_RATE, PRIOR_RATE, SHARED_RATE
 from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig
@@ -30,9 +31,6 @@ __all__ = ["cifar_prologue", "prologue", "prologue_vcq"]
 
 VISUAL_CODES, PROLOGUE_CODES = 512, 64
 RATE = "tokenizer_training.optimizer.learning_rate"
-PRIOR_RATE, SHARED_RATE, POST_RATE = 2e-3, 5e-4, 2e-4
-"""The joint prior has to learn faster than the encoder that it teaches: at one rate, a prologue comes out empty
-(docs/experiments/prologue.md)."""
 
 
 def prologue() -> Suite:

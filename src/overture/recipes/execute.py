@@ -34,18 +34,19 @@ def execute_recipe(
     jobs: int = 0,
     device: str = "auto",
     until: str = "report",
+    log: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Run all ``configs`` and write the report; returns the results by run name.
 
     The one run of a recipe lies right in ``root``; of a recipe that has ``several``, each lies in a directory of its
     name, also when only one of them is asked for, and the report shows all that are there. ``jobs`` runs are worked on
-    at once (0: one for each core, or one where there is an accelerator).
+    at once (0: one for each core, or one where there is an accelerator). ``log`` names loggers (:mod:`overture.loggers`).
     """
     if jobs < 0:
         raise UsageError(f"--jobs is {jobs}, needs >= 1 (or 0: as cores allow)")
     networks = root / "networks"
     tasks = [
-        Task(c.name, c, str(root / c.name if several else root), str(networks), until=until, device=device)
+        Task(c.name, c, str(root / c.name if several else root), str(networks), until=until, device=device, log=log)
         for c in configs
     ]
     main = True

@@ -20,6 +20,9 @@ __all__ = ["prologue_fashion_mnist", "prologue_post_fashion_mnist", "vcq_prologu
 
 UNIFORM = CodebookConfig("uniform", k_max=512)
 GROWING = CodebookConfig("linear", k_min=2, k_max=512)
+PRIOR_RATE, SHARED_RATE, POST_RATE = 2e-3, 5e-4, 2e-4
+"""Learning rates of the joint prior and of the encoder that it teaches, shared with the visual tokens or a second one: at one
+rate for both, a prologue comes out empty (docs/experiments/prologue.md)."""
 
 
 def prologue_fashion_mnist() -> tuple[RunConfig, ...]:
@@ -57,6 +60,7 @@ def prologue_post_fashion_mnist() -> tuple[RunConfig, ...]:
                 "tokenizer_training.perceptual": NoPerceptual(),
                 "tokenizer_training.adversarial.weight": 0.0,
                 "tokenizer_training.joint.prologue_weight": 0.0,
+                "tokenizer_training.optimizer.learning_rate": POST_RATE,
             }
         ),
     )
@@ -94,7 +98,12 @@ def _laptop(name: str, segments: tuple[SegmentConfig, ...], post_encoder: Transf
         joint = JointPriorConfig(
             prior=PriorConfig(dim=64, depth=3, heads=4, condition_dim=16, dropout=0.0),
             optimizer=OptimizerConfig(
-                learning_rate=2e-3, learning_rate_min=1e-4, betas=(0.9, 0.99), weight_decay=0.03, warmup=200, flat=2000
+                learning_rate=PRIOR_RATE,
+                learning_rate_min=1e-4,
+                betas=(0.9, 0.99),
+                weight_decay=0.03,
+                warmup=200,
+                flat=2000,
             ),
             ema_half_life=300.0,
         )
@@ -107,6 +116,7 @@ def _laptop(name: str, segments: tuple[SegmentConfig, ...], post_encoder: Transf
             "data.source": "fashion-mnist",
             "data.held_out": "fashion-mnist/test",
             "tokenizer_training.steps": 4000,
+            "tokenizer_training.optimizer.learning_rate": SHARED_RATE,
             "tokenizer_training.optimizer.warmup": 200,
             "tokenizer_training.optimizer.flat": 2000,
             "tokenizer_training.discriminator_optimizer.warmup": 200,
