@@ -118,7 +118,6 @@ GENERATION = {
 BITS = {
     "bits.train": "bits, training",
     "bits.held_out": "bits, held out",
-    "bits.gap": "gap, bits",
 }
 COPIES = {"neighbours.features.suspicious": "near copies, %", "neighbours.tokens.copies": "exact copies"}
 CONTENT = {

@@ -49,10 +49,12 @@ class Cell:
 
 
 def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str], Cell]:
-    """By run and metric; what no finished member has is left out. A metric that none has is refused."""
+    """By run and metric; what no finished member has is left out. A metric that none has is refused, once every run has
+    a finished member."""
     present = {name for each in finished.values() for name in each.values}
+    whole = {each.member.run for each in finished.values()} == {run.name for run in suite.runs}
     for metric in suite.metrics:
-        if finished and metric not in present and not suite.is_tiny:  # which has few images and tokens
+        if whole and metric not in present and not suite.is_tiny:  # which has few images and tokens
             raise UsageError(f"suite: no member has a value '{metric}'{near(metric, present)}")
     samples: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     protocols: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -90,8 +92,12 @@ def markdown(name: str, suite: Suite, finished: Mapping[str, Finished]) -> str:
     """The table, and below it what its numbers are."""
     table = cells(suite, finished)
     head = ["", *suite.metrics.values()]
-    rows = [[run.name, *(table[run.name, m].text if (run.name, m) in table else "" for m in suite.metrics)]
-            for run in suite.runs]  # fmt: skip
+    begun = dict.fromkeys(run for run, _ in table)
+    rows = [
+        [run.name, *(table[run.name, m].text if (run.name, m) in table else "" for m in suite.metrics)]
+        for run in suite.runs
+        if run.name in begun
+    ]
     lines = [
         f"|{'|'.join(f' {text} ' if text else ' ' for text in row)}|" for row in (head, ["---"] * len(head), *rows)
     ]
@@ -103,6 +109,9 @@ def _footnotes(
 ) -> list[str]:
     command = f"overture bench {name}" + (" --tiny" if suite.is_tiny else "")
     notes = [f"{len(finished)} of {len(suite.members)} members (`{command}`), {_counts(suite)}."]
+    begun = {each.member.run for each in finished.values()}
+    absent = [run.name for run in suite.runs if run.name not in begun]
+    notes += [f"Not run yet: {joined(absent)}."] if absent else []
     if suite.is_tiny:
         notes.append("This is the tiny form, trained for seconds: its numbers mean nothing.")
     unit = next((cell.sample.over for cell in table.values() if cell.sample.spread is not None), "")

@@ -28,32 +28,32 @@ def suite_figure(suite: Suite, table: Mapping[tuple[str, str], Cell]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    runs = [run.name for run in suite.runs if any(own == run.name for own, _ in table)]
     columns = min(COLUMNS, len(suite.metrics))
     rows = -(-len(suite.metrics) // columns)
-    size = (1.0 + WIDTH * columns, rows * (1.0 + ROW * len(suite.runs)))
+    size = (1.0 + WIDTH * columns, rows * (1.0 + ROW * len(runs)))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for place, (metric, heading) in enumerate(suite.metrics.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        _panel(axes, suite, {run: cell for (run, own), cell in table.items() if own == metric})
+        _panel(axes, suite.compare, runs, {run: cell for (run, own), cell in table.items() if own == metric})
         dress(axes, textwrap.fill(heading, 34), "", "")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=MUTED, alpha=0.2, linewidth=0.7)
-        names = [run.name for run in suite.runs] if place % columns == 0 else []
-        axes.set_yticks(range(len(suite.runs)), names or [""] * len(suite.runs))
+        axes.set_yticks(range(len(runs)), runs if place % columns == 0 else [""] * len(runs))
         axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=SMALL_SIZE + 0.5)
-        axes.set_ylim(len(suite.runs) - 0.5, -0.5)
+        axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
     return figure
 
 
-def _panel(axes: Axes, suite: Suite, found: Mapping[str, Cell]) -> None:
-    if isinstance(suite.compare, str) and suite.compare in found:
-        axes.axvline(found[suite.compare].sample.mean, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
-    for place, run in enumerate(suite.runs):
-        if run.name not in found:
+def _panel(axes: Axes, compare: str | dict[str, str], runs: list[str], found: Mapping[str, Cell]) -> None:
+    if isinstance(compare, str) and compare in found:
+        axes.axvline(found[compare].sample.mean, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+    for place, run in enumerate(runs):
+        if run not in found:
             continue
-        cell, colour = found[run.name], COLOURS[place % len(COLOURS)]
+        cell, colour = found[run], COLOURS[place % len(COLOURS)]
         values = list(cell.sample.values.values())
         axes.plot(
             values, [place + 0.22] * len(values), linestyle="none", marker=".", markersize=4, color=colour, alpha=0.6

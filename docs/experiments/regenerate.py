@@ -1,0 +1,40 @@
+"""Writes the tables, figures and numbers of these pages anew from the results beside them; trains nothing.
+
+python docs/experiments/regenerate.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from overture.cli import main
+
+PAGES = {
+    "cliff": "cliff.md",
+    "uniform-vcq": "codebooks.md",
+    "few-images": "codebooks.md",
+    "prior-sizes": "codebooks.md",
+    "cifar-codebooks": "codebooks.md",
+    "prologue": "prologue.md",
+    "prologue-vcq": "prologue.md",
+    "cifar-prologue": "prologue.md",
+}
+"""By suite, the page with its table; ``claims.md`` has single numbers of all of them."""
+FOLDERS = {"cliff": "cliff", "cifar-codebooks": "cifar10-16", "cifar-prologue": "cifar10-16"}
+"""Where a suite's results lie below ``results``, if not in ``fashion-mnist-16``."""
+
+
+def regenerate(root: Path) -> None:
+    """Write the pages in ``root`` from the results in it; a suite without any is passed over."""
+    for suite, page in PAGES.items():
+        results = root / "results" / FOLDERS.get(suite, "fashion-mnist-16")
+        for each in (page, "claims.md"):
+            if f" {suite} " in (root / each).read_text(encoding="utf-8") and (results / "members").is_dir():
+                status = main(["bench", suite, "--out", str(results), "--tables", str(root / each)])
+                if status:
+                    sys.exit(status)
+
+
+if __name__ == "__main__":
+    regenerate(Path(__file__).parent)
