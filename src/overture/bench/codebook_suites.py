@@ -157,7 +157,7 @@ def codebook_run(name: str, codebook: CodebookConfig) -> RunConfig:
     return small_images(one_dimensional(name, codebook)).changed(
         {
             "tokenizer.segments.0.tokens": TOKENS,
-            "tokenizer.segments.0.quantizer.revive_after": 100,
+            "tokenizer.segments.0.quantizer.revive_after": 30,
             "tokenizer_training.batch_size": 16,
             "tokenizer_training.steps": 3600,
             "tokenizer_training.optimizer.learning_rate": 1e-3,
