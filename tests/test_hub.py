@@ -72,8 +72,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str,
 def test_the_file_that_is_meant(hub: list[tuple[str, str, str | None]], tmp_path: Path) -> None:
     found = find_model("hf:owner/name@v1", "prior")
     assert found == tmp_path / "cache" / "snapshots" / COMMIT / "prior" / "model.safetensors"
-    assert hub == [("owner/name", "model.safetensors", "v1"), ("owner/name", "prior/model.safetensors", "v1")]
+    assert hub == [("owner/name", "prior/model.safetensors", "v1")]
     assert find_model("hf:owner/name/one", "tokenizer").parent.name == "one"
+    assert [file for _, file, _ in hub[1:]] == ["one/tokenizer/model.safetensors", "one/model.safetensors"]
     assert str(HubFolder.parse("hf:owner/name@v1").pinned(found)) == f"hf:owner/name@{COMMIT}"
     assert str(HubFolder.parse("hf:owner/name/one").pinned(found)) == f"hf:owner/name@{COMMIT}/one"
 
@@ -85,7 +86,10 @@ def test_the_file_that_is_meant(hub: list[tuple[str, str, str | None]], tmp_path
             "hf:owner/name",
             r"hf:owner/name: holds no tokenizer: neither model\.safetensors nor tokenizer/model\.safetensors",
         ),
-        ("hf:owner/other@v1", r"hf:owner/other@v1: cannot be had from the hub \(.*no such repository\)"),
+        (
+            "hf:owner/other@v1",
+            r"hf:owner/other@v1: cannot be had from the hub \(no such repository, or a private one.*HF_TOKEN\)",
+        ),
     ],
 )
 def test_what_the_hub_has_not_is_one_line(hub: list[tuple[str, str, str | None]], path: str, told: str) -> None:

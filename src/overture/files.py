@@ -15,16 +15,17 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from overture.errors import OvertureError
 
 __all__ = [
-    "append_line", "cache_folder", "cannot_write", "check_once", "file_hash", "flush_to_disk", "json_hash", "near_path", "read_json", "read_json_lines",
+    "append_line", "cache_folder", "cannot_write", "check_once", "copy_file", "file_hash", "flush_to_disk", "json_hash", "lock", "near_path", "read_json", "read_json_lines",
     "read_record", "remove", "remove_leftovers", "replacing", "write_json", "write_record",
 ]  # fmt: skip
 
@@ -32,6 +33,7 @@ __all__ = [
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _HOST = socket.gethostname()
+_WINDOWS = os.name == "nt"
 
 
 @contextmanager
@@ -60,20 +62,29 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(folder)
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """A copy of a file."""
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what processes that are gone have left of writing files in a folder (or that of one ``name``)."""
     for left in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
         host, _, process = left.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")
         same = host in ("", _HOST)  # version 0.1.0 wrote no host
-        old = time.time() - left.lstat().st_mtime > 86_400  # of a machine that we cannot ask
-        if (same and not _alive(process)) or (not same and old):
+        alive = _alive(process) if same else None
+        old = time.time() - left.lstat().st_mtime > 86_400
+        if alive is False or (alive is None and old):
             remove(left)
 
 
-def _alive(process: str) -> bool:
-    """Whether a process works here that may be writing: any but ourselves."""
+def _alive(process: str) -> bool | None:
+    """Whether a process works here that may be writing: any but ourselves. None where the system cannot be asked."""
     if not process.isdecimal() or int(process) == os.getpid():
         return False
+    if _WINDOWS:  # there, signal 0 is no question: it is Ctrl-C
+        return None
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -92,8 +103,10 @@ def _settle(place: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk. Windows opens no folders, and syncs what is writable."""
+    if _WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -109,7 +122,7 @@ def cannot_write(path: Path, error: Exception) -> OvertureError:
 
 def near_path(path: Path) -> str:
     """A hint for a path that does not exist: a name beside it that is like it, if there is one."""
-    while not path.parent.exists():
+    while not path.parent.exists() and path.parent != path:  # a drive that is not there is its own parent
         path = path.parent
     try:
         siblings = {entry.name: entry for entry in path.parent.iterdir() if not entry.name.startswith(".")}
@@ -238,6 +251,22 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise OvertureError(f"{path}: cannot read this file ({error.strerror})") from error
+
+
+def lock(file: IO[Any]) -> bool:
+    """Whether an open file is ours alone now, until it is closed: False where another process holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # flock's, and Windows's
+        return False
+    return True
 
 
 def flush_to_disk(file: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from overture.hub import HubFolder, is_hub
 
 __all__ = [
     "check_config", "find_model", "header_texts", "ids_hash", "load_model", "model_hash", "opened_weights", "read_metadata",
-    "read_tensors", "read_weights", "save_model", "weights_hash",
+    "read_tensors", "read_weights", "save_model", "weights_hash", "without_folders",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
@@ -178,12 +179,49 @@ def ids_hash(metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("ids_hash", metadata["weights_hash"]))
 
 
-def find_model(path: str | Path, kind: str) -> Path:
+def without_folders(path: Path, kind: str) -> None:
+    """Take the folders of this machine out of what a model file says of its run (where the data lie, and the like).
+
+    Of a path the last part stays. Weights, config and hash of the weights are what they were.
+    """
+    metadata = read_metadata(path, kind)
+    plain = last_parts(metadata)
+    if plain != metadata:
+        with opened_weights(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        roles = {name.partition(".")[0] for name in tensors}
+        weights = {
+            role: {name.removeprefix(f"{role}."): t for name, t in tensors.items() if name.startswith(f"{role}.")}
+            for role in roles
+        }
+        told = {key: value for key, value in plain.items() if key != "metadata_hash"}
+        if save_model(path, kind, weights, {**told, "kind": kind}) != metadata["weights_hash"]:
+            raise OvertureError(f"{path}: damaged (its weights are not those that were saved); take another copy")
+
+
+_LOCAL = re.compile(r"(?P<before>(?:\w+:)?)(?:~|/|[A-Za-z]:[\\/]|\\\\).*")
+
+
+def last_parts(value: Any) -> Any:
+    """Plain values with every absolute path, anywhere in them, cut to its last part: ``/home/me/set.npz/test`` is
+    ``set.npz/test``, ``domain:/home/me/judge.safetensors`` is ``domain:judge.safetensors``."""
+    if isinstance(value, dict):
+        return {key: last_parts(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [last_parts(part) for part in value]
+    if not isinstance(value, str) or not (found := _LOCAL.fullmatch(value)):
+        return value
+    parts = [part for part in re.split(r"[\\/]", value.removeprefix(found["before"])) if part]
+    inside = len(parts) > 1 and Path(parts[-2]).suffix != ""
+    return found["before"] + "/".join(parts[-2 if inside else -1 :])
+
+
+def find_model(path: str | Path | HubFolder, kind: str) -> Path:
     """The model file that ``path`` means: itself, in a directory, in a run, or on the hub (``hf:owner/name``)."""
     lacking = f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there"
-    if is_hub(path):
+    if isinstance(path, HubFolder) or is_hub(path):
         folder = HubFolder.parse(path)
-        found = folder.fetch("model.safetensors") or folder.fetch(f"{kind}/model.safetensors")
+        found = folder.fetch(f"{kind}/model.safetensors") or folder.fetch("model.safetensors")
         if found is None:
             raise OvertureError(lacking)
         return found
@@ -192,6 +230,11 @@ def find_model(path: str | Path, kind: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if given.exists() and kind == "tokenizer" and (given / "prior" / "model.safetensors").is_file():
+        raise OvertureError(
+            f"{path}: holds a prior and no tokenizer, without which there are no pictures; of its tokens, "
+            f"overture generate {path} --out ids.npy writes samples"
+        )
     if given.exists():
         raise OvertureError(lacking)
     raise OvertureError(f"{path}: no such file or run{near_path(given)} (of the hub, write hf:owner/name)")

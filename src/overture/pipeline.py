@@ -5,45 +5,39 @@ A path may be a model file, the directory it lies in, a run, or on the hub (``hf
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from overture.config import from_dict
-from overture.data.transforms import to_uint8
+from overture.data.pil_images import Pictures, from_pil, to_pil
+from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError, UsageError
+from overture.hub import HubFolder, find_place, is_hub, upload
 from overture.layout import Layout
-from overture.model_files import find_model, load_model, read_metadata
-from overture.priors.model import Prior, PriorConfig
+from overture.model_files import without_folders
+from overture.priors.model import Prior
 from overture.priors.sampler import Sampler
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
-from overture.tokenizers.config import TokenizerConfig
+from overture.saved_model import FILE, Weights
 from overture.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["Pipeline", "balanced_classes", "load_prior", "load_tokenizer"]
 
-Weights = Literal["raw", "ema"]
-
 
 def load_tokenizer(path: str | Path, weights: Weights | None = None, device: str | torch.device = "cpu") -> Tokenizer:
     """A trained tokenizer, ready to use, with the weights its file asks for (EMA if it does not say) or those given."""
-    file = find_model(path, "tokenizer")
-    metadata = read_metadata(file, "tokenizer")
-    config = from_dict(TokenizerConfig, metadata.get("config"), where=f"{file}: config")
-    return load_model(file, weights or metadata.get("use_weights", "ema"), config.build).to(device)
+    return Tokenizer.open(path, weights, device)
 
 
 def load_prior(path: str | Path, weights: Weights = "raw", device: str | torch.device = "cpu") -> Prior:
     """A trained prior, ready to use; published numbers use the raw weights."""
-    file = find_model(path, "prior")
-    metadata = read_metadata(file, "prior")
-    config = from_dict(PriorConfig, metadata.get("config"), where=f"{file}: config")
-    layout = Layout.from_dict(metadata.get("layout"))
-    return load_model(file, weights, lambda: config.build(layout)).to(device)
+    return Prior.open(path, weights, device)
 
 
 class Pipeline:
@@ -57,10 +51,12 @@ class Pipeline:
             )
         self.tokenizer, self.prior = tokenizer, prior
 
+    # -- loading and saving -----------------------------------------------------------------------------------------
+
     @classmethod
     def load(
         cls,
-        run: str | Path,
+        run: str | Path | HubFolder,
         device: str | torch.device = "cpu",
         *,
         tokenizer: str | Path | None = None,
@@ -71,7 +67,62 @@ class Pipeline:
 
         ``tokenizer`` and ``prior`` are paths of either, if not the run's.
         """
-        return cls(load_tokenizer(tokenizer or run, device=device), load_prior(prior or run, prior_weights, device))
+        encoder = Tokenizer.open(tokenizer or run, device=device)
+        if is_hub(run) and encoder.origin and not tokenizer:  # both of one commit, whatever is pushed meanwhile
+            run = HubFolder.parse(run).pinned(encoder.origin.file)
+        return cls(encoder, Prior.open(prior or run, prior_weights, device))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        device: str | torch.device = "cpu",
+    ) -> Pipeline:
+        """Both models of a run, of a folder of :meth:`save_pretrained`, or of the hub (``owner/name``), ready to use.
+
+        ``revision`` is a branch, a tag or a commit of the hub (default: its default branch as it is now), ``subfolder`` a
+        folder inside. Files of the hub are kept in its cache, and are taken from there where there is no network.
+        """
+        return cls.load(find_place(path, revision, subfolder), device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write both models into a folder that :meth:`from_pretrained` and every command read like a run; the folder."""
+        root = Path(folder).expanduser()
+        for model in (self.tokenizer, self.prior):
+            model.save_pretrained(root / model.kind)
+        return root
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "",
+        card: str = "",
+    ) -> HubFolder:
+        """Save both into a repository of the hub, as :meth:`overture.saved_model.SavedModel.push_to_hub` does.
+
+        ``overture push`` does it for a run, with a card of its numbers.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            root = self.save_pretrained(scratch)
+            for model in (self.tokenizer, self.prior):
+                without_folders(root / model.kind / FILE, model.kind)
+            if card:
+                (root / "README.md").write_text(card, encoding="utf-8")
+            return upload(root, repository, private=private, revision=revision, message=message or "Add models")
+
+    def to(self, device: str | torch.device) -> Pipeline:
+        """Move both models to a device; the pipeline itself."""
+        self.tokenizer.to(device)
+        self.prior.to(device)
+        return self
+
+    # -- what it is -------------------------------------------------------------------------------------------------
 
     @property
     def layout(self) -> Layout:
@@ -83,9 +134,30 @@ class Pipeline:
         """Where the models are."""
         return self.prior.token_embedding.weight.device
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in order; their numbers, padded so that they sort, where the model does not know them."""
+        count = self.prior.config.num_classes
+        width = len(str(count - 1))
+        return self.prior.class_names or tuple(f"{number:0{width}d}" for number in range(count))
+
+    # -- images and tokens ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, images: Pictures, batch_size: int = 100) -> Tensor:
+        """Images -> local ids ``[N, T]`` on the CPU: a Pillow image, several, or uint8 ``[N, C, H, W]``, of any size.
+
+        They are prepared as the run prepared its images: upright, on the background that it was trained with where
+        they are transparent, resized, the square in the middle. Colour for a grey model is refused.
+        """
+        config = self.tokenizer.config
+        pixels = from_pil(images, config.image_size, config.channels, self.tokenizer.background)
+        parts = [self.tokenizer.encode(to_float(part.to(self.device))) for part in pixels.split(batch_size)]
+        return torch.cat(parts).cpu()
+
     @torch.inference_mode()
     def decode(self, ids: Tensor, batch_size: int = 100) -> Tensor:
-        """Local ids ``[N, T]`` -> images uint8 ``[N, C, H, W]`` on the CPU."""
+        """Local ids ``[N, T]`` -> images uint8 ``[N, C, H, W]`` on the CPU (Pillow images of them: ``overture.to_pil``)."""
         self.layout.check(ids)
         parts = [self.tokenizer.decode_valid(part.to(self.device)) for part in ids.split(batch_size)]
         return torch.cat([to_uint8(part).cpu() for part in parts])
@@ -176,6 +248,12 @@ class Pipeline:
                 f"class {self.prior.unconditional} is out of range, the model knows 0..{self.prior.unconditional - 1}"
             )
         return torch.cat(list(self.sample(classes, sampling, **options)))
+
+    def pictures(
+        self, class_ids: Sequence[int] | Tensor, sampling: Sampling = Sampling(), **options: Unpack[SampleOptions]
+    ) -> list[Image.Image]:
+        """As a call of the pipeline, as Pillow images."""
+        return to_pil(self(class_ids, sampling, **options))
 
 
 class SampleOptions(TypedDict, total=False):

@@ -7,7 +7,7 @@ import hashlib
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = [
     "Subset",
     "decode_image",
     "digest",
+    "plain_image",
     "same_fingerprint",
     "split",
     "subset",
@@ -163,22 +164,37 @@ def decode_image(data: bytes, where: str) -> Image.Image:
     """
     if not data:
         raise CorruptImage(f"{where}: the file is empty")
+    with _told(where):
+        return _plain(Image.open(io.BytesIO(data)), where, in_place=True)
+
+
+def plain_image(image: Image.Image, where: str) -> Image.Image:
+    """As :func:`decode_image`, of an image that Pillow has opened, which stays as it is."""
+    with _told(where):
+        return _plain(image, where, in_place=False)
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Whatever goes wrong with an image, in one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and odd tags; what is wrong is an error anyway
-            image: Image.Image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise CorruptImage(f"{where}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise CorruptImage(f"{where}: {image.width} x {image.height} pixels, too narrow to cut a square from")
-            image.load()
-            image = _upright(image)
-            plain = _without_palette(image)
-    except (MemoryError, CorruptImage):
+            yield
+    except (MemoryError, OvertureError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split()) if not isinstance(error, UnidentifiedImageError) else "no image"
         raise CorruptImage(f"{where}: cannot decode this image ({reason or type(error).__name__})") from error
+
+
+def _plain(image: Image.Image, where: str, *, in_place: bool) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise CorruptImage(f"{where}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise CorruptImage(f"{where}: {image.width} x {image.height} pixels, too narrow to cut a square from")
+    image.load()
+    plain = _without_palette(_upright(image, in_place))
     if plain is None:
         raise OvertureError(
             f"{where}: images of mode {image.mode} are not supported, convert them to 8-bit grey or RGB"
@@ -186,9 +202,11 @@ def decode_image(data: bytes, where: str) -> Image.Image:
     return plain
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, in_place: bool) -> Image.Image:
     """Turned as the camera was held; a tag that cannot be read turns nothing."""
     with contextlib.suppress(Exception):  # tags are read by rules of their own, and the pixels are good
+        if not in_place:
+            return ImageOps.exif_transpose(image)
         ImageOps.exif_transpose(image, in_place=True)  # not a copy of every image
     return image
 

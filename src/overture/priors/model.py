@@ -6,16 +6,20 @@ Shapes: B images, L sequence positions, D channels, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
 from overture.nn.rope import Rotary, default_axes, index_positions, rotary
 from overture.nn.transformer import OutputHead, TiedProjection, TransformerConfig
+from overture.saved_model import SavedModel, Weights
 
 __all__ = ["Prior", "PriorConfig"]
 
@@ -63,8 +67,10 @@ class PriorConfig:
         return Prior(self, layout)
 
 
-class Prior(nn.Module):
+class Prior(SavedModel):
     """Next-token model of a layout's sequences, given a class (``num_classes`` stands for "unconditional")."""
+
+    kind: ClassVar[str] = "prior"
 
     cos: Tensor
     sin: Tensor
@@ -84,6 +90,29 @@ class Prior(nn.Module):
         factors = rotary(index_positions(layout.sequence_length, _AXES), axes, config.theta)
         self.register_buffer("cos", factors.cos, persistent=False)
         self.register_buffer("sin", factors.sin, persistent=False)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], where: str) -> Prior:
+        """The prior that a file's metadata describe, with fresh weights."""
+        config = from_dict(PriorConfig, metadata.get("config"), where=f"{where}: config")
+        return config.build(Layout.from_dict(metadata.get("layout")))
+
+    def own_metadata(self) -> dict[str, Any]:
+        """The config, the layout, and the names of the classes where they are known."""
+        names = {"classes": list(self.class_names)} if self.class_names else {}
+        return {"config": to_dict(self.config), "layout": self.layout.to_dict(), **names}
+
+    @classmethod
+    def usual_weights(cls, metadata: Mapping[str, Any]) -> Weights:
+        """Published numbers use the raw weights."""
+        return "raw"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of its classes, in order; empty where its file does not know them."""
+        known = self.origin.metadata.get("classes") if self.origin else None
+        names = tuple(map(str, known)) if isinstance(known, list) else ()
+        return names if len(set(names)) == len(names) == self.config.num_classes else ()
 
     @property
     def rotary(self) -> Rotary:

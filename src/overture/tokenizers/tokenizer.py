@@ -5,18 +5,20 @@ Shapes: B images, L positions, D transformer channels, X values of a patch, T lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overture.config import from_dict, to_dict
 from overture.errors import OvertureError
 from overture.layout import Layout
 from overture.nn.rope import Rotary, concatenate, default_axes, grid_positions, index_positions, rotary
 from overture.nn.transformer import OutputHead, TransformerConfig, initialize
 from overture.quantizers import Quantized, Quantizer
+from overture.saved_model import SavedModel, Weights
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.patches import join_patches, split_patches
 
@@ -123,11 +125,13 @@ class Decoder(_WithRotary):
         return self.head(x_BLD[:, self._grid_start : self._grid_start + self._grid_length], condition)
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(SavedModel):
     """Images to ids and back.
 
     ``encode`` and ``decode`` speak local ids (every segment counts from 0); ``layout`` says what they mean.
     """
+
+    kind: ClassVar[str] = "tokenizer"
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -144,6 +148,25 @@ class Tokenizer(nn.Module):
         self.post_encoder = (
             Encoder(config, config.post_encoder, config.encoder.dim, "post") if config.post_encoder else None
         )
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], where: str) -> Tokenizer:
+        """The tokenizer that a file's metadata describe, with fresh weights."""
+        return from_dict(TokenizerConfig, metadata.get("config"), where=f"{where}: config").build()
+
+    def own_metadata(self) -> dict[str, Any]:
+        """The config."""
+        return {"config": to_dict(self.config)}
+
+    @classmethod
+    def usual_weights(cls, metadata: Mapping[str, Any]) -> Weights:
+        """EMA, if the file does not say otherwise."""
+        return metadata.get("use_weights", "ema")
+
+    @property
+    def background(self) -> str:
+        """What showed where the images that it was trained on are transparent: a colour as CSS writes it."""
+        return self.run_config.get("data", {}).get("background", "white")
 
     def trained_parameters(self, part: TrainedPart = "everything") -> Iterator[tuple[str, nn.Parameter]]:
         """Named parameters to train; the rest stays as it was.

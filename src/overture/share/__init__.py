@@ -1,0 +1,1 @@
+"""A run as a repository of the hub, and back."""
