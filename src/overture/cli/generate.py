@@ -24,7 +24,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="sample images from a trained run",
-        description="Sample images. RUN is a run directory, or give --tokenizer and --prior. Image i is the same at any "
+        description="Example: overture generate runs/quickstart/vcq --classes 0-3 --out samples.png\n\n"
+        "Sample images. RUN is a run directory, or give --tokenizer and --prior. Image i is the same at any "
         "batch size and on any number of processes.",
     )
     parser.add_argument("path", metavar="RUN", nargs="?", help="a run directory, or hf:owner/name")
@@ -34,9 +35,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--classes", default="all", help="'all', ids ('3', '0,5,7', '0-9') or names (default: all)")
     parser.add_argument("--count", type=int, default=8, help="images of each class (default: 8)")
     parser.add_argument("--preset", help="settings as published: 'paper' or 'unguided' of RUN's recipe, or RECIPE:NAME")
+    parser.add_argument("--like", type=Path, metavar="PNG", help="make a picture again that overture app saved")
     add_sampling(parser)
     parser.add_argument("--bf16", action="store_true", help="run the transformer in bfloat16")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help=".png grid, .npz (ADM style) or a folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("samples.png"), help=".png grid, .npz (ADM style), a folder; .npy: token ids"
+    )
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -48,7 +52,16 @@ def run(options: argparse.Namespace) -> int:
     from overture.pipeline import Pipeline
     from overture.processes import Processes
     from overture.progress import progress_bar
+    from overture.runs.class_names import class_names
 
+    if options.like is not None:
+        from overture.cli.like_picture import like_picture
+
+        return like_picture(options)
+    if options.out.suffix == ".npy":
+        from overture.cli.sample_ids import sample_ids
+
+        return sample_ids(options)
     if not (options.path or (options.tokenizer and options.prior)):
         raise UsageError("generate: give a RUN, or --tokenizer and --prior")
     at_least(options, count=1, batch_size=1, seed=0)
@@ -62,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         prior=options.prior,
         prior_weights=options.weights,
     )
-    names = class_names(options.path, pipe.prior.config.num_classes)
+    names = list(pipe.prior.class_names) or class_names(options.path, pipe.prior.config.num_classes)
     classes = parse_classes(options.classes, names)
     # A picture has a row for each class. Elsewhere classes come in turn, so that any part of the set holds all of them.
     by_class = options.out.suffix == ".png"
@@ -94,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 def check_place(out: Path) -> None:
     """Refuse a place that there is no format for, or where old pictures would be counted among the new, before the work."""
     if out.suffix not in (".png", ".npz", ""):
-        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), or a folder")
+        raise UsageError(f"--out {out}: give a .png (one grid), an .npz (ADM style), a folder, or a .npy (token ids)")
     if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: is not empty; old pictures would be counted among the new ones")
 
@@ -127,20 +140,6 @@ def preset_sampling(options: argparse.Namespace) -> Sampling | None:
         if not recipe:
             raise UsageError(f"--preset {name}: this prior does not say its recipe; write --preset RECIPE:{name}")
     return load_preset(recipe, name)
-
-
-def class_names(path: str | None, num_classes: int) -> list[str]:
-    """The names of the classes, where the run knows them; else padded numbers, which sort as they count."""
-    from overture.files import read_json
-    from overture.runs.directory import RunDirectory
-
-    known = RunDirectory(path).classes if path else None
-    if known is not None and known.is_file():
-        names = [str(name) for name in read_json(known, list)]
-        if len(names) == num_classes and len(set(names)) == num_classes:
-            return names
-    width = len(str(num_classes - 1))
-    return [f"{number:0{width}d}" for number in range(num_classes)]
 
 
 def parse_classes(text: str, names: Sequence[str]) -> list[int]:

@@ -64,5 +64,5 @@ def available_bytes(device: torch.device) -> int | None:
     table = Path("/proc/meminfo")
     if device.type != "cpu" or not table.exists():
         return None
-    line = next(line for line in table.read_text().splitlines() if line.startswith("MemAvailable:"))
+    line = next(line for line in table.read_text(encoding="ascii").splitlines() if line.startswith("MemAvailable:"))
     return int(SHARE["cpu"] * int(line.split()[1]) * 1024) // processes_here()

@@ -11,7 +11,7 @@ Shapes: B images, N rows (rows 0..B are conditional, rows B..2B unconditional), 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
 import torch
@@ -86,6 +86,11 @@ class Decoding:
 
     def run(self) -> None:
         """Fill the sequence."""
+        for _ in self.walk():
+            pass
+
+    def walk(self) -> Iterator[int]:
+        """Fill the sequence position by position; gives how many are filled after each."""
         settled = (self.fixed >= 0).all(dim=0).tolist()
         for step, position in enumerate(self.snapshot.prior.layout.positions):
             if settled[step]:  # kept in every image: no logits are needed
@@ -97,6 +102,7 @@ class Decoding:
             else:
                 outputs = slice(position.low, position.high)
                 self.choose(self.passed(step), self.places[step : step + 1], outputs)
+            yield step + 1
 
     # -- a step -----------------------------------------------------------------------------------------------------
 

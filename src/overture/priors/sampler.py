@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import get_args
 
@@ -96,31 +96,65 @@ class Sampler:
         keep wherever they stand, and -1 where to sample: any subset of positions can be kept and the rest resampled
         (see :func:`keep_segments`).
         """
+        with torch.inference_mode():
+            given = self._given(class_ids, seed, first, prefix, fixed)
+            count = len(given[0])
+            size = -(-count // -(-count // (self.most or count))) if count else 1  # the parts are equally large
+            batches = zip(*(part.split(size) for part in given), strict=True)
+            parts = [self._sample(*batch) for batch in batches] if count else [given[1]]
+        return torch.cat(parts).clone()  # outside of inference mode: a tensor that training may use
+
+    @torch.inference_mode()
+    def growing(
+        self,
+        class_ids: Tensor | Sequence[int],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        prefix: Tensor | None = None,
+        fixed: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """As a call, position by position: the ids ``[B, l]`` so far for l = 1..L; the last are those that a call gives.
+
+        The batch is not split, so it has to fit into memory. One at a time may be under way.
+        """
+        given = self._given(class_ids, seed, first, prefix, fixed)
+        decoding = self._begun(*given)
+        for filled in decoding.walk():
+            yield decoding.sequence[: len(given[0]), :filled].clone()
+        self._check_finite(decoding)
+
+    def _given(
+        self, class_ids: Tensor | Sequence[int], seed: int, first: int, prefix: Tensor | None, fixed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a batch is made of, checked: classes ``[B]``, ids to keep ``[B, L]``, draws ``[B, L]``."""
         prior, device = self.snapshot.prior, self.snapshot.device
         classes_B = torch.as_tensor(class_ids, dtype=torch.long, device=device).reshape(-1)
         prior.check_classes(classes_B)
         count, length = len(classes_B), prior.layout.sequence_length
         draws_BL = torch.from_numpy(image_draws(seed, first, count, length)).to(device, widest_float(device))
-        with torch.inference_mode():
-            fixed_BL = kept_ids(prior.layout, count, device, prefix, fixed)
-            size = -(-count // -(-count // (self.most or count))) if count else 1  # the parts are equally large
-            given = zip(classes_B.split(size), fixed_BL.split(size), draws_BL.split(size), strict=True)
-            parts = [self._sample(*part) for part in given] if count else [fixed_BL]
-        return torch.cat(parts).clone()  # outside of inference mode: a tensor that training may use
+        return classes_B, kept_ids(prior.layout, count, device, prefix, fixed), draws_BL
 
     def _sample(self, classes_B: Tensor, fixed_BL: Tensor, draws_BL: Tensor) -> Tensor:
+        decoding = self._begun(classes_B, fixed_BL, draws_BL)
+        decoding.run()
+        self._check_finite(decoding)
+        return decoding.sequence[: len(classes_B)].clone()
+
+    def _begun(self, classes_B: Tensor, fixed_BL: Tensor, draws_BL: Tensor) -> Decoding:
         count = len(classes_B)
         decoding = self._decoding(count)
         # A smaller batch than the graphs are of is filled up with its last image; images do not know of each other.
         rows_B = torch.arange(decoding.batch, device=classes_B.device).clamp(max=count - 1)
         decoding.begin(classes_B[rows_B], fixed_BL[rows_B], draws_BL[rows_B])
-        decoding.run()
+        return decoding
+
+    def _check_finite(self, decoding: Decoding) -> None:
         if not decoding.finite:
             self.decoding = None  # its cache is not finite either
             raise OvertureError(
                 "sampling: the prior's logits are not finite; lower guidance or temperature, or train it again"
             )
-        return decoding.sequence[:count].clone()
 
     def _decoding(self, count: int) -> Decoding:
         """The last batch's state if it has room for ``count`` images and not twice as much, else a new one."""
