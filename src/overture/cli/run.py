@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "run",
         help="run a recipe: train, sample, judge and report; the same command continues it",
-        description="Run every stage of a recipe: tokenizer, tokens, prior, evaluation, report. A stage that is done "
+        description="Example: overture run quickstart --tiny\n\n"
+        "Run every stage of a recipe: tokenizer, tokens, prior, evaluation, report. A stage that is done "
         "is skipped, and one that was interrupted goes on. `overture recipes` lists the recipes; your own is "
         "`overture run my_recipes:function`.",
         epilog="Any part of the config can be set: --prior.depth 6 --data.source photos.zip; "
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_start_from(parser)
     parser.add_argument("--jobs", type=int, default=0, help="runs worked on at the same time (default: as cores allow)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--log", metavar="NAMES", help="loggers, too: tensorboard,wandb,trackio or module:name")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument(
         "-h", "--help", nargs="?", const="", metavar="WORD",
@@ -66,6 +68,7 @@ def add_start_from(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the recipe."""
+    from overture.loggers import chosen_loggers
     from overture.recipes import RECIPES, recipe_configs
 
     if options.recipe is None and options.help:  # run --help RECIPE
@@ -77,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     if options.help is not None:
         show_help(options)
         return 0
+    log = chosen_loggers(options.log) if options.log is not None else ()
     configs = chosen_configs(options)
 
     from overture.recipes.execute import execute_recipe
@@ -91,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         device=options.device,
         until=options.until,
+        log=log,
     )
     if options.json and results:
         print_json(results)
@@ -112,7 +117,7 @@ def show_help(options: argparse.Namespace) -> None:
     print(inspect.cleandoc(load_recipe(options.recipe).__doc__ or ""))
     print(f"\nExample: overture {options.command} {options.recipe} --tiny --seed 1 --out runs/first")
     print("\nOptions of every recipe (overture run --help):")
-    print("--out --tiny --only --preset --growth --start-from --jobs --device --json\n")
+    print("--out --tiny --only --preset --growth --start-from --jobs --device --log --json\n")
     print("Options of the config, with what this recipe sets (--help WORD shows those with WORD in their names):\n")
     print(describe_parts(config))
 

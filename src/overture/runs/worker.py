@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from overture.config import from_dict, to_dict
 from overture.errors import OvertureError, UsageError
 from overture.last_resort import as_line
+from overture.loggers.attached import following
 from overture.processes import Processes, end_with_parent
 from overture.progress import Interrupted, Progress, WireProgress, stoppable
 from overture.runs.config import RunConfig
@@ -40,6 +41,8 @@ class Task:
     network: str = ""
     until: str = "report"
     device: str = "auto"
+    log: tuple[str, ...] = ()
+    """Loggers by name (:mod:`overture.loggers`). They change no number, so they are no part of the config."""
 
     def to_json(self) -> str:
         """As the worker reads it."""
@@ -57,7 +60,8 @@ def run_task(task: Task, progress: Progress, processes: Processes) -> None:
             data = task.config.data.build()
             train_network(task.config.resolve(data.num_classes), data, task.network, run, progress, processes)
         else:
-            with _locked(run, processes):
+            log = task.log if processes.is_main else ()
+            with _locked(run, processes), following(log, run.root, progress.say):
                 execute(task.config, run, progress, processes, task.until)
                 task.conclude(run, progress, processes)
     except OvertureError:

@@ -15,6 +15,7 @@ from overture.processes import Processes
 from overture.progress import Interrupted, Progress, stop_requested
 from overture.training.checkpoint import resume, save_state
 from overture.training.metric_log import MetricLog
+from overture.training.pace import Pace
 from overture.training.step import NonFinite
 
 __all__ = ["Checkpointer", "Measure", "Monitor", "Trainer", "train"]
@@ -89,6 +90,7 @@ def train(
     training, processes = trainer.training, trainer.processes
     resume(trainer, directory)
     log = MetricLog(metrics, trainer.stage, trainer.step) if processes.is_main else None
+    pace = Pace(metrics.with_name("pace.jsonl"), trainer.stage, trainer.step, processes.device) if log else None
     checkpointer = Checkpointer(trainer, directory)
     progress.start(trainer.stage, training.steps, trainer.step)
     _measure_if_due(monitor, trainer, log, progress)  # repeat one that failed before this restart
@@ -112,8 +114,9 @@ def train(
             names = sorted(terms)
             means = processes.mean(torch.stack([terms[name].detach().float() for name in names])).tolist()
             values = trainer.logged(dict(zip(names, means, strict=True)))
-            if log:
+            if log and pace:
                 log.write(trainer.step, values)
+                pace.write(trainer.step)
             progress.advance(0, **{name: values[name] for name in trainer.shown if name in values})
         measured = measure(trainer.step) if measure else {}
         if log and measured:
