@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from overture.cli import main
-from overture.cli.generate import class_names
 from overture.config import to_dict
 from overture.data.sources import open_source
 from overture.errors import UsageError
@@ -22,6 +21,7 @@ from overture.model_files import save_model
 from overture.nn.transformer import TransformerConfig
 from overture.pictures import save_folder, save_npz
 from overture.priors import PriorConfig
+from overture.runs.class_names import class_names
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
 
 

@@ -4,4 +4,5 @@ import sys
 
 from overture.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # data workers that are spawned import this file
+    sys.exit(main())

@@ -6,6 +6,7 @@ Shapes: N images, C channels, H W height and width.
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -125,10 +126,18 @@ def save_folder(batches: Iterable[Tensor], labels: Sequence[int], names: Sequenc
             number += 1
 
 
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""What Windows keeps for devices."""
+
+
 def _folder_names(names: Sequence[str]) -> list[str]:
-    """Of classes. Where one would lead elsewhere, be hidden or stand for two classes, all are numbered."""
-    plain = [name.replace("/", "-") for name in names]
-    if len(set(plain)) == len(plain) and all(name and not name.startswith(".") for name in plain):
+    """Of classes. Where one would lead elsewhere, be hidden or stand for two classes, all are numbered.
+
+    On every system the names are such that Windows and macOS can hold the folder: there, ``Cat`` and ``cat`` are one.
+    """
+    plain = [re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", name).rstrip(". ") for name in names]
+    alone = len({name.casefold() for name in plain}) == len(plain)
+    if alone and all(name and not name.startswith(".") and not _DEVICE.fullmatch(name) for name in plain):
         return plain
     width = len(str(len(plain) - 1))
     return [f"{number:0{width}d} {name}" for number, name in enumerate(plain)]

@@ -53,7 +53,7 @@ class Processes:
         place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
-            end_with_parent(signal.SIGKILL)  # joining heeds no other signal, and there is nothing to save yet
+            end_with_parent("SIGKILL")  # joining heeds no other signal, and there is nothing to save yet
             _check_launcher()
             # Long: the others wait while the main process measures.
             dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
@@ -255,11 +255,14 @@ def _check_launcher() -> None:
         raise OvertureError(f"torchrun is gone ({place[0]}:{place[1]}: {error}), so this process ends too") from error
 
 
-def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Have this process get a signal when the one that started it is gone (Linux; elsewhere nothing happens)."""
+def end_with_parent(name: str = "SIGTERM") -> None:
+    """Have this process get a signal when the one that started it is gone (Linux; elsewhere nothing happens).
+
+    Workers of a pool end without it too: their pipe is closed then (:class:`overture.progress.WireProgress`).
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    number, parent = signal.Signals[name], os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(1, number)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it went before the call
         os.kill(os.getpid(), number)

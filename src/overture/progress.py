@@ -7,6 +7,8 @@ command then goes on from there.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sys
 import time
@@ -53,7 +55,8 @@ def heed_stop(where: str, asked: bool | None = None) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM set the flag of :func:`stop_requested`; a second Ctrl-C ends at once."""
+    """Within, Ctrl-C and SIGTERM (Ctrl-Break on Windows) set the flag of :func:`stop_requested`; a second Ctrl-C ends at
+    once."""
     _StopFlag.raised = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -61,7 +64,8 @@ def stoppable() -> Iterator[None]:
             raise KeyboardInterrupt
         _StopFlag.raised = True
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    previous = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield
     finally:
@@ -193,9 +197,12 @@ class TerminalProgress:
         self.bar.update(count)
 
     def finish(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if self.bar is None:
+            return
+        self.bar.close()
+        if isinstance(self.bar, tqdm) and self.position == 0:  # it stays; the row below may show another job's bar
+            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=sys.stderr, flush=True)
+        self.bar = None
 
     def say(self, text: str) -> None:
         tqdm.write(f"{self.label}: {text}" if self.label else text, file=sys.stderr)  # above the bars
@@ -234,7 +241,7 @@ class WireProgress:
 
     def _send(self, event: dict[str, Any]) -> None:
         try:
-            print(json.dumps(event), flush=True)
-        except BrokenPipeError:
+            print(json.dumps(event) + "\n", end="", flush=True)  # in one piece, whichever thread tells it
+        except OSError:  # the pipe is closed: on Windows this is no BrokenPipeError
             _StopFlag.raised = True
-            sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

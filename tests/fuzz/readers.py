@@ -192,7 +192,8 @@ class _Images:
 
 def class_names() -> str:
     """Samples of a class by its name."""
-    from overture.cli.generate import class_names, parse_classes
+    from overture.cli.generate import parse_classes
+    from overture.runs.class_names import class_names
 
     names = class_names("run", 10)
     return repr((names, parse_classes("all", names)))

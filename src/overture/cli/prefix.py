@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "prefix",
         help="keep the first n tokens, resample the rest: pictures and numbers",
-        description="Keeps the first n tokens of held-out images and lets the prior write the rest, without telling it "
+        description="Example: overture prefix runs/quickstart/vcq --tokens 0,1,4,16\n\n"
+        "Keeps the first n tokens of held-out images and lets the prior write the rest, without telling it "
         "the class; and takes the rest of another image. Pictures, class accuracy under a judge, and distance to the "
         "image they come from, against n.",
     )

@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "probe",
         help="linear probe: how much of the class the first n tokens tell",
-        description="Logistic regression on the code vectors, and on the one-hot ids, of the first n tokens, for the "
+        description="Example: overture probe runs/quickstart/vcq --plot probe.png\n\n"
+        "Logistic regression on the code vectors, and on the one-hot ids, of the first n tokens, for the "
         "sequence and for each segment. RUN brings its tokens and tokenizer; or give --train and --test.",
     )
     parser.add_argument("path", metavar="RUN", nargs="?", help="a run directory")
@@ -35,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--test", type=Path, metavar="FILE", help="tokens to test on (default: RUN's held-out ones)")
     parser.add_argument("--tokenizer", help="for code vectors (default: RUN's)")
     parser.add_argument("--tokens", metavar="LIST", help="list of n, such as 1,2,4,16 (default: 1, 2, 4, ... all)")
-    parser.add_argument("--features", default="codes,ids", help="codes, ids or both (default: %(default)s)")
+    parser.add_argument("--features", help="codes, ids or codes,ids (default: both; ids where there is no tokenizer)")
     parser.add_argument("--segment", action="append", metavar="NAME", help="only this one, or 'all' (may be repeated)")
     parser.add_argument("--rows", type=int, metavar="N", help="fit on N training rows, drawn at random (default: all)")
     add_instrument(parser)
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.pipeline import load_tokenizer
     from overture.runs.directory import RunDirectory
 
-    kinds: list[Any] = [word.strip() for word in options.features.split(",")]
+    kinds: list[Any] = [word.strip() for word in (options.features or _offered(options)).split(",")]
     if not kinds or set(kinds) - {"codes", "ids"}:
         raise UsageError(f"--features {options.features}: give codes, ids or codes,ids")
     check_plot(options)
@@ -69,6 +70,15 @@ def run(options: argparse.Namespace) -> int:
     result = study(data, lengths, codes=codes, kinds=kinds, segments=segments, device=device, progress=True)
     directory = RunDirectory(options.path) if options.path else None
     return finish(options, result, about, directory if directory and directory.is_run else None)
+
+
+def _offered(options: argparse.Namespace) -> str:
+    """Both kinds of features, but for a run on the tokens of others, which has no tokenizer."""
+    from overture.runs.directory import RunDirectory
+
+    run = RunDirectory(options.path) if options.path else None
+    alone = run is not None and run.is_run and run.prior_model.exists() and not run.tokenizer_model.exists()
+    return "ids" if alone and not options.tokenizer else "codes,ids"
 
 
 def read_data(options: argparse.Namespace) -> ProbeData:

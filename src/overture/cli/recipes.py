@@ -11,7 +11,11 @@ from overture.cli.common import print_json
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("recipes", help="list the recipes")
+    parser = subparsers.add_parser(
+        "recipes",
+        help="list the recipes",
+        description="Example: overture recipes quickstart\n\nList the recipes, or tell all about one.",
+    )
     parser.add_argument("name", nargs="?", help="a recipe (or module:function), to read all about it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)

@@ -23,7 +23,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "reconstruct",
         help="send images through a tokenizer and measure what is lost",
-        description="PSNR, SSIM, LPIPS, codebook usage, the distance under a feature network, and a picture of originals "
+        description="Example: overture reconstruct runs/quickstart/vcq --data photos.zip --out pairs.png\n\n"
+        "PSNR, SSIM, LPIPS, codebook usage, the distance under a feature network, and a picture of originals "
         "over reconstructions.",
     )
     parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or hf:owner/name")

@@ -11,7 +11,12 @@ from overture.errors import UsageError
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("report", help="write the report page of one or several runs")
+    parser = subparsers.add_parser(
+        "report",
+        help="write the report page of one or several runs",
+        description="Example: overture report runs/quickstart\n\n"
+        "Write the page of one or several runs: figures, numbers with their protocols, samples. One file, without scripts.",
+    )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories, or one that holds several")
     parser.add_argument("--out", type=Path, help="the page (default: report.html in the first RUN)")
     parser.add_argument("--title", help="(default: the directory's name)")

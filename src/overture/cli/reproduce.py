@@ -24,12 +24,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "reproduce",
         help="measure a published row again with its released weights",
-        usage="overture reproduce [ROW] [options]",
         description="Example: overture reproduce prologue-l-xl --weights ckpts --out runs/l-xl\n\n"
-        "Imports released weights, samples at the published settings, judges by ADM's protocol, and prints measured\n"
-        "beside published. Without ROW: lists the rows. The same command goes on where it was stopped; under torchrun\n"
+        "Imports released weights, samples at the published settings, judges by ADM's protocol, and prints measured "
+        "beside published. Without ROW: lists the rows. The same command goes on where it was stopped; under torchrun "
         "the processes share the work.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("row", metavar="ROW", nargs="?", help="a published row, or module:name")
     parser.add_argument("--weights", metavar="DIR", help="folder of the release's directories (default: the hub)")

@@ -21,7 +21,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "schedule",
         help="codebook sizes along the sequence, their bits and their cliff",
-        description="A growth law of the codebook size K_t, its bits, and t*: how many tokens suffice to name every "
+        description="Example: overture schedule geometric --positions 256 --k-max 16384\n\n"
+        "A growth law of the codebook size K_t, its bits, and t*: how many tokens suffice to name every "
         f"training image. NAME is one of {', '.join(FAMILIES)}, or module:function of yours.",
     )
     parser.add_argument("name", metavar="NAME", help=" | ".join((*FAMILIES, "module:function")))

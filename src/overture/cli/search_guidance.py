@@ -35,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "search-guidance",
         help="the guidance and temperature of the lowest distance, coarse to fine",
-        description="Tries a grid of guidance settings at a small number of samples, refines around the best, and "
+        description="Example: overture search-guidance runs/quickstart/vcq\n\n"
+        "Tries a grid of guidance settings at a small number of samples, refines around the best, and "
         "measures the finalists at the full number. The distance is to the held-out images: the numbers that a run "
         "reports are against its training images, and tuning on these would flatter them. Interrupted, the same "
         "command goes on.",

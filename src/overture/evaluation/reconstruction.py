@@ -29,7 +29,7 @@ from overture.evaluation.statistics import ImageStatistics
 from overture.evaluation.usage import CodebookUsage, UsageMeter
 from overture.layout import Layout
 from overture.losses.perceptual import Lpips
-from overture.processes import Processes
+from overture.processes import Processes, widest_float
 from overture.progress import heed_stop, progress_bar
 
 __all__ = ["ReconstructionReport", "measure_reconstruction"]
@@ -102,7 +102,8 @@ def measure_reconstruction(
             if y.shape != x.shape:
                 sizes = f"{tuple(x.shape)} and came back as {tuple(y.shape)}"
                 raise OvertureError(f"reconstruction: images went in as {sizes}; give images of the tokenizer's size")
-            error_2 += torch.tensor([float((y - x).abs().double().sum()), x.numel()], dtype=torch.double)
+            apart = (y - x).abs().to(widest_float(x.device)).sum()
+            error_2 += torch.tensor([float(apart), x.numel()], dtype=torch.double)
             images, decoded = images.cpu(), to_uint8(y).cpu()
             usage.update(ids[-1])
             quality.update(images, decoded)

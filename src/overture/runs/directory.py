@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from overture.config import differences, from_dict, to_dict
 from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData
 from overture.data.token_files import TokenFile
 from overture.errors import OvertureError, UsageError
-from overture.files import read_json, read_record, remove_leftovers, write_json, write_record
+from overture.files import lock, read_json, read_record, remove_leftovers, write_json, write_record
 from overture.model_files import find_model, read_metadata
 from overture.progress import stop_requested
 from overture.runs.config import RunConfig
@@ -80,7 +80,10 @@ class RunDirectory:
         """The resolved config."""
         if not self.is_run:
             raise UsageError(f"{self.root}: not a run directory (no config.json)")
-        return from_dict(RunConfig, read_record(self.config), str(self.config))
+        known = read_record(self.config)
+        if "tokenizer" not in known and "held_out" in known:
+            raise UsageError(f"{self.root}: is a run on tokens of another tokenizer; it has no images that this needs")
+        return from_dict(RunConfig, known, str(self.config))
 
     def write_or_check_config(self, config: RunConfig) -> None:
         """Write the config into a new run; refuse to go on with another config than a run was begun with."""
@@ -176,23 +179,10 @@ class RunDirectory:
 @contextmanager
 def _locked(path: Path, refusal: str, patience: float = math.inf) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         deadline = time.monotonic() + patience
-        while not _lock(file):
+        while not lock(file):
             if time.monotonic() > deadline or stop_requested():
                 raise OvertureError(refusal)
             time.sleep(0.2)
         yield
-
-
-def _lock(file: IO[str]) -> bool:
-    """Whether the file is ours now."""
-    try:
-        import fcntl
-    except ImportError:
-        return True  # no such locks on this system
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -40,6 +40,7 @@ from overture.model_files import read_metadata
 from overture.pictures import save_picture
 from overture.pipeline import Pipeline, balanced_classes
 from overture.priors.likelihood import measure_likelihood
+from overture.priors.model import Prior
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
 from overture.progress import Interrupted, Progress, heed_stop, stop_requested
@@ -53,6 +54,7 @@ __all__ = [
     "forget_other_models",
     "judge_network",
     "make_training_reference",
+    "measure_run_likelihood",
     "token_entropy",
     "write_samples",
 ]
@@ -76,7 +78,7 @@ def evaluate_run(
     judge = judge_network(config, run, pipe.device)
     make_training_reference(config, data, judge, run, processes)
     together: dict[str, Callable[[], Any]] = {
-        "likelihood": lambda: measure_run_likelihood(pipe, run, progress, processes),
+        "likelihood": lambda: measure_run_likelihood(pipe.prior, run, progress, processes),
         "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge, progress, processes),
         "generation": lambda: measure_generation(config, data, run, pipe, judge, processes),
     }
@@ -171,7 +173,7 @@ def token_entropy(run: RunDirectory) -> ConditionalEntropy:
 
 
 def measure_run_likelihood(
-    pipe: Pipeline, run: RunDirectory, progress: Progress, processes: Processes = Processes()
+    prior: Prior, run: RunDirectory, progress: Progress, processes: Processes = Processes()
 ) -> dict[str, Any]:
     """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
     out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "central"}
@@ -179,7 +181,7 @@ def measure_run_likelihood(
         file = run.token_file(part)
         progress.start(f"likelihood {part}", file.rows, unit="image")
         mine = np.array(processes.share_out(file.rows, 100))
-        found = measure_likelihood(pipe.prior, file.parts(100, mine), done=advancing(progress), processes=processes)
+        found = measure_likelihood(prior, file.parts(100, mine), done=advancing(progress), processes=processes)
         progress.finish()
         for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):
             bits = bits_L.tolist()

@@ -23,6 +23,14 @@ from overture.runs.worker import Task
 
 __all__ = ["Pool", "available_cores"]
 
+# Ctrl-C reaches us alone; we pass it on, by what a worker's `stoppable` heeds.
+if sys.platform == "win32":
+    APART: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    POLITE_STOP = signal.CTRL_BREAK_EVENT  # SIGTERM would end it at once
+else:
+    APART: dict[str, Any] = {"start_new_session": True}
+    POLITE_STOP = signal.SIGTERM
+
 
 def available_cores() -> list[int]:
     """The processor numbers that this process may use."""
@@ -77,7 +85,7 @@ class Pool:
                 told = True
                 waiting.clear()
                 for worker in self.workers.values():
-                    worker.send_signal(signal.SIGTERM)
+                    worker.send_signal(POLITE_STOP)
             try:
                 place, event = self.events.get(timeout=0.2)
             except queue.Empty:
@@ -91,14 +99,14 @@ class Pool:
         cores = self.shares[place]
         log = Path(task.root) / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as errors:
+        with log.open("a", encoding="utf-8") as errors:
             worker = subprocess.Popen(
                 [sys.executable, "-m", task.MODULE, task.to_json()],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(len(cores)), "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # Ctrl-C reaches us alone; we pass it on
+                **APART,
             )
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(worker.pid, cores)

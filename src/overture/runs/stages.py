@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,9 +17,11 @@ from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData, TrainingStream, evaluation_batches
 from overture.data.token_files import TokenFile, TokenStream
 from overture.errors import OvertureError, UsageError, error_line
+from overture.layout import Layout
 from overture.model_files import check_config, ids_hash, read_metadata
 from overture.nn.classifier import Classifier, load_classifier
 from overture.pipeline import Pipeline, load_tokenizer
+from overture.priors.model import PriorConfig
 from overture.processes import Processes
 from overture.progress import Interrupted, Progress, SilentProgress, stop_requested
 from overture.runs.adopt import with_start_hashes
@@ -35,14 +37,14 @@ from overture.runs.evaluate_run import (
     write_samples,
 )
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
-from overture.training.loop import train
+from overture.training.loop import Monitor, train
 from overture.training.step import chosen_precision
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
-from overture.training.train_prior import PriorTrainer, bits_of_files, save_prior
+from overture.training.train_prior import EngineConfig, PriorTrainer, PriorTrainingConfig, bits_of_files, save_prior
 from overture.training.train_tokenizer import TokenizerTrainer, save_finished
 from overture.training.write_tokens import write_tokens
 
-__all__ = ["execute", "train_network"]
+__all__ = ["execute", "prior_stage", "train_network"]
 
 
 def execute(
@@ -241,31 +243,61 @@ def _tokens_stage(
 def _prior_stage(
     config: RunConfig, data: ImageData, run: RunDirectory, progress: Progress, processes: Processes
 ) -> None:
+    def monitor(trainer: PriorTrainer, save: Callable[[Path], None]) -> PriorMonitor | None:
+        if not config.watch.prior_every:
+            return None
+        judge = judge_network(config, run, processes.device)
+        make_training_reference(config, data, judge, run, processes)
+        tokenizer = load_tokenizer(run.root, device=processes.device)
+        return PriorMonitor(config, run, trainer, tokenizer, judge, save)
+
     digest = ids_hash(read_metadata(run.tokenizer_model, "tokenizer"))
+    prior_stage(config, config.tokenizer.layout, data.classes, digest, run, progress, processes, monitor)
+
+
+class PriorRun(Protocol):
+    """What the stage of the prior needs of a run's config."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def prior(self) -> PriorConfig: ...
+    @property
+    def prior_training(self) -> PriorTrainingConfig: ...
+    @property
+    def engine(self) -> EngineConfig: ...
+
+
+def prior_stage(
+    config: PriorRun,
+    layout: Layout,
+    classes: Sequence[str],
+    tokens_of: str,
+    run: RunDirectory,
+    progress: Progress,
+    processes: Processes,
+    make_monitor: Callable[[PriorTrainer, Callable[[Path], None]], Monitor | None] = lambda trainer, save: None,
+) -> None:
+    """Train the run's prior on its token files, unless that is done; ``tokens_of`` is the tokenizer that wrote them."""
     if run.prior_model.exists():
-        made_for = check_config(run.prior_model, "prior", config.prior).get("tokenizer_hash", digest)
-        if made_for != digest:
+        made_for = check_config(run.prior_model, "prior", config.prior).get("tokenizer_hash", tokens_of)
+        if made_for != tokens_of:
             raise OvertureError(
-                f"{run.prior_model}: trained on another tokenizer's tokens ({made_for}, not {digest}); "
+                f"{run.prior_model}: trained on another tokenizer's tokens ({made_for}, not {tokens_of}); "
                 "move it away to train it again"
             )
         _remove_steps(run.prior, processes)
         return
-    training, layout = config.prior_training, config.tokenizer.layout
+    training = config.prior_training
     trainer = PriorTrainer(
-        config.prior, training, layout, seed=config.seed, processes=processes, engine=config.engine, classes=data.classes
-    )  # fmt: skip
+        config.prior, training, layout, seed=config.seed, processes=processes, engine=config.engine, classes=classes
+    )
     files = {part: run.token_file(part) for part in ("train", "held_out")}
     for file in files.values():
         file.check_layout(layout)
     stream = TokenStream(files["train"], training.batch_size, config.seed, processes.rank, processes.size)
-    about: dict[str, Any] = {"run_config": to_dict(config), "tokenizer_hash": digest}
-    monitor = None
-    if config.watch.prior_every:
-        judge = judge_network(config, run, processes.device)
-        make_training_reference(config, data, judge, run, processes)
-        tokenizer = load_tokenizer(run.root, device=processes.device)
-        monitor = PriorMonitor(config, run, trainer, tokenizer, judge, lambda path: trainer.save(path, about))
+    about: dict[str, Any] = {"run_config": to_dict(config), "tokenizer_hash": tokens_of}
+    monitor = make_monitor(trainer, lambda path: trainer.save(path, about))
     with _timed(run, "prior", processes):
         train(
             trainer, stream.batches, run.prior, run.metrics, progress,

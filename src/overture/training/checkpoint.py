@@ -41,7 +41,7 @@ def save_state(directory: Path, step: int, state: Mapping[str, Any]) -> None:
             with replacing(target) as temporary:
                 temporary.mkdir()
                 save_file(tensors, temporary / "state.safetensors")
-                (temporary / "state.json").write_text(json.dumps(plain))
+                (temporary / "state.json").write_text(json.dumps(plain), encoding="utf-8")
                 write_json(temporary / "hashes.json", {name: file_hash(temporary / name) for name in STATE_FILES})
         except SafetensorError as error:
             raise cannot_write(target, error) from error
@@ -63,7 +63,7 @@ def load_state(directory: Path, step: int) -> dict[str, Any]:
         if name not in STATE_FILES or file_hash(place / name) != recorded:
             raise OvertureError(f"{place}: this checkpoint is damaged ({name} was changed); delete it to start over")
     try:
-        plain = json.loads((place / "state.json").read_text())
+        plain = json.loads((place / "state.json").read_text(encoding="utf-8"))
         with safe_open(place / "state.safetensors", framework="pt") as file:
             return _unflatten(plain, file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:

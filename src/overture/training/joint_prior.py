@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from overture.errors import UsageError
@@ -23,6 +22,7 @@ from overture.processes import Processes, placed
 from overture.tokenizers.tokenizer import Encoded, Tokenizer
 from overture.training.optim import OptimizerConfig
 from overture.training.prior_pass import PriorPass, sequence_loss
+from overture.training.prologue_loss import input_fillers, position_terms, soft_embeddings, sum_by_term
 from overture.training.step import Precision, Trainable, autocast
 
 __all__ = ["JointPrior", "JointPriorConfig"]
@@ -118,21 +118,7 @@ class JointPrior:
 
     def embeddings(self, tokenizer: Tokenizer, encoded: Encoded, dropped_B: Tensor) -> Tensor:
         """The prior's input embeddings ``[B, L, D]``, differentiable where the segment's quantizer is."""
-        table_VD = self.prior.token_embedding.weight
-        sequence_BL = self.layout.to_sequence(encoded.ids)
-        parts, start = [], 0
-        for segment, offset in zip(self.layout.segments, self.layout.offsets, strict=True):
-            rows_KD = table_VD[offset : offset + segment.codebook_size]
-            quantizer = tokenizer.quantizers[segment.name]
-            ids = encoded.quantized[segment.name].ids
-            parts.append(quantizer.embed(encoded.features[segment.name], ids, rows_KD))  # type: ignore[operator]
-            start += len(segment)
-            if segment.separator:
-                parts.append(F.embedding(sequence_BL[:, start : start + 1], table_VD))
-                start += 1
-        filler_LD = F.embedding(self.fillers.clamp(min=0), table_VD)
-        replaced_BL = dropped_B[:, None] & (self.fillers >= 0)
-        return torch.where(replaced_BL[..., None], filler_LD, torch.cat(parts, dim=1))
+        return soft_embeddings(self.prior, self.fillers, tokenizer.quantizers, encoded.features, encoded.ids, dropped_B)
 
     def draw_dropped(self, batch: int) -> Tensor:
         """Which images of the batch lose their inputs after a separator."""
@@ -162,35 +148,3 @@ class JointPrior:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.trained.load_state_dict(state, "prior")
-
-
-def sum_by_term(losses_BL: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """``ce_NAME`` of each segment (and ``ce_separator``): sums over its positions, mean over images, divided by L.
-
-    Together they are the mean cross-entropy per position, in nats.
-    """
-    by_position_L = losses_BL.mean(dim=0) / layout.sequence_length
-    terms: dict[str, Tensor] = {}
-    for name, loss in zip(position_terms(layout), by_position_L, strict=True):
-        terms[name] = terms[name] + loss if name in terms else loss
-    return terms
-
-
-def position_terms(layout: Layout) -> list[str]:
-    """The term that each position belongs to."""
-    return [
-        "ce_separator" if position.is_separator else f"ce_{layout.names[position.segment]}"
-        for position in layout.positions
-    ]
-
-
-def input_fillers(layout: Layout) -> Tensor:
-    """What input dropout puts at each position ``[L]``: the separator before it, or -1 where nothing is replaced."""
-    fillers, current = [], -1
-    for position in layout.positions:
-        if position.is_separator:
-            fillers.append(-1)
-            current = position.low
-        else:
-            fillers.append(current)
-    return torch.tensor(fillers)

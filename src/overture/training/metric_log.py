@@ -39,7 +39,8 @@ class MetricLog:
             kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] <= start_step]
             self.kept = [r for r in kept if r["stage"] == stage]
             with replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+                lines = "".join(json.dumps(record) + "\n" for record in kept)
+                temporary.write_text(lines, encoding="utf-8", newline="\n")
 
     def holds(self, step: int, names: Iterable[str]) -> bool:
         """Whether a line of before the start has these numbers of this step."""
