@@ -106,7 +106,7 @@ def test_names_that_are_no_folders_of_their_own_are_numbered(tmp_path: Path, odd
     """Pictures of two classes do not fall together, and none lie elsewhere or hidden."""
     save_folder(iter([torch.zeros(3, 1, 4, 4, dtype=torch.uint8)]), [2, 1, 0], odd, tmp_path / "deep" / "out")
     source = open_source(str(tmp_path / "deep" / "out"))
-    assert source.classes == tuple(f"{number} {name.replace('/', '-')}" for number, name in enumerate(odd))
+    assert source.classes == tuple(f"{n} {name.replace('/', '-')}".rstrip(". ") for n, name in enumerate(odd))
     assert [Path(source.path(index)).name for index in range(3)] == ["000002.png", "000001.png", "000000.png"]
     assert len(files(tmp_path)) == 3
 
@@ -142,4 +142,4 @@ def test_a_set_is_never_held_whole(tmp_path: Path) -> None:
 
 def test_a_place_without_a_format_is_refused_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "no such run", "--out", "a.gif"]) == 2
-    assert "give a .png (one grid), an .npz (ADM style), or a folder" in capsys.readouterr().err
+    assert "give a .png (one grid), an .npz (ADM style), a folder, or a .npy (token ids)" in capsys.readouterr().err

@@ -140,4 +140,4 @@ def _folder_names(names: Sequence[str]) -> list[str]:
     if alone and all(name and not name.startswith(".") and not _DEVICE.fullmatch(name) for name in plain):
         return plain
     width = len(str(len(plain) - 1))
-    return [f"{number:0{width}d} {name}" for number, name in enumerate(plain)]
+    return [f"{number:0{width}d} {name}".rstrip() for number, name in enumerate(plain)]
