@@ -83,7 +83,7 @@ class Quantizer(nn.Module):
         the quantizer is soft in the backward pass."""
         return F.embedding(ids_BL, rows_KD)
 
-    def maintain(self, seed: int, step: int, processes: Processes) -> int | Tensor:
+    def maintain(self, seed: int, step: int, processes: Processes = Processes()) -> int | Tensor:
         """Housekeeping after an optimizer step (reviving dead codes); returns how many codes it moved.
 
         That number may lie on an accelerator: whoever looks at it waits.

@@ -95,7 +95,7 @@ class VectorQuantizer(CodebookQuantizer):
         return Quantized(ids_BL, z_BLZ + (chosen_BLZ - z_BLZ).detach(), loss)
 
     @torch.no_grad()
-    def maintain(self, seed: int, step: int, processes: Processes) -> int | Tensor:
+    def maintain(self, seed: int, step: int, processes: Processes = Processes()) -> int | Tensor:
         """Move codes that have been idle for too long onto encoder outputs of the last (global) batch.
 
         Every process draws the same places from ``(seed, step)`` and sees the outputs of all processes, in rank order,
