@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from overture.bench import load_suite
+from overture.bench.member_file import read_finished
 from overture.cli import main
 
 PAGES = {
@@ -29,8 +31,10 @@ def regenerate(root: Path) -> None:
     """Write the pages in ``root`` from the results in it; a suite without any is passed over."""
     for suite, page in PAGES.items():
         results = root / "results" / FOLDERS.get(suite, "fashion-mnist-16")
+        if not read_finished(results, load_suite(suite)):
+            continue
         for each in (page, "claims.md"):
-            if f" {suite} " in (root / each).read_text(encoding="utf-8") and (results / "members").is_dir():
+            if f" {suite} " in (root / each).read_text(encoding="utf-8"):
                 status = main(["bench", suite, "--out", str(results), "--tables", str(root / each)])
                 if status:
                     sys.exit(status)
