@@ -219,6 +219,16 @@ def test_killed_in_the_middle_and_continued_the_numbers_are_the_same(
     assert numbers(Path("out")) == numbers(whole)
 
 
+def test_a_member_that_another_suite_has_finished_meanwhile(here: Path, whole: Path) -> None:
+    suite = load_suite("my_suites:pair")
+    task = SuiteFolder(Path("out")).task(suite.members[0], suite, "cpu", "models")
+    shutil.copytree(whole / "members", "out/members")
+    before = Path(task.file).stat().st_mtime_ns
+    run_task(task, SilentProgress(), Processes())
+    assert Path(task.file).stat().st_mtime_ns == before
+    assert not (Path(task.root) / "tokenizer").exists()
+
+
 def test_a_copied_folder_is_not_run_again(
     here: Path, whole: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -626,6 +636,23 @@ def test_the_words_of_a_table() -> None:
         cells(replace(suite, metrics={"long.name": "X"}), finished)
 
 
+def test_a_value_of_the_start_counts_once() -> None:
+    """b starts from a: what it has unchanged tells nothing more of chance, what it changes does."""
+    values = {
+        "a-s0": {"x": 1.0, "y": 1.0},
+        "a-s1": {"x": 2.0, "y": 3.0},
+        "b-s0": {"x": 1.0, "y": 5.0},
+        "b-s1": {"x": 2.0, "y": 5.0},
+    }
+    suite, finished = made(values, seeds=(0, 1))
+    suite = replace(suite, starts_from={"b": "a"})
+    found = cells(suite, finished)
+    for metric, variance, freedom in (("x", 0.5, 1), ("y", (2.0 + 0.0) / 2, 2)):
+        compared = found["b", metric].comparison
+        assert compared is not None
+        assert compared.margin == pytest.approx(Chance(variance, freedom).margin(2, 2))
+
+
 def test_each_run_beside_its_own_baseline() -> None:
     values = {"a-s0": {"x": 1.0, "y": 1}, "b-s0": {"x": 5.0, "y": 1}}
     suite, finished = made(values, seeds=(0,))
@@ -690,6 +717,11 @@ def test_numbers_within_the_text_of_a_page(here: Path, whole: Path, capsys: pyte
     assert [float(number) for number in told] == pytest.approx([value] * 2, rel=1e-3)
     assert page.read_text() == f"It is {mark.format(f'{told[0]} ?')}, yes {mark.format(f'{told[0]} ?')}; {others}.\n"
     assert not Path("images").exists()  # without a table there is no figure
+    for unclosed in (mark.format("9").removesuffix("<!-- . -->") + f" and {mark.format('9')}", mark.format("9\n")):
+        page.write_text(unclosed)
+        assert main(command) == 2
+        assert "has no '<!-- . -->' behind its number" in capsys.readouterr().err
+        assert page.read_text() == unclosed
     page.write_text(mark.format("").replace("vcq gen", "vqc gen"))
     assert main(command) == 2
     assert "page.md: '<!-- = my_suites:pair vqc generation.unguided.fid -->' names no finished run and metric" in (

@@ -34,6 +34,10 @@ class MemberTask(Task):
     """Where that file will be."""
     keep: Keep = "models"
 
+    def is_done(self) -> bool:
+        """Another suite with this folder may have finished the member since."""
+        return Path(self.file).exists()
+
     def conclude(self, run: RunDirectory, progress: Progress, processes: Processes) -> None:
         """Read, write the member's file, and give back the disk that models and numbers do not need."""
         results = run.read_results()

@@ -53,5 +53,10 @@ def _with_numbers(old: str, page: Path, name: str, table: Mapping[tuple[str, str
             raise UsageError(f"{page}: '{match[1]}' names no finished run and metric{near(match[2], known)}")
         return f"{match[1]}{known[match[2]]}<!-- . -->"
 
-    mark = re.compile(rf"(<!-- = {re.escape(name)} (\S+ \S+) -->)[^\n]*?<!-- \. -->")
-    return mark.subn(number, old)
+    begin = rf"<!-- = {re.escape(name)} (\S+ \S+) -->"
+    new, count = re.subn(rf"({begin})(?:(?!<!--)[^\n])*<!-- \. -->", number, old)
+    if count < len(re.findall(begin, old)):
+        raise UsageError(
+            f"{page}: a mark '<!-- = {name} ... -->' has no '<!-- . -->' behind its number, on the same line"
+        )
+    return new, count

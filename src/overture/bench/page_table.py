@@ -69,7 +69,7 @@ def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str
         metric: {run: Sample(values, unit) for (run, own), values in samples.items() if own == metric}
         for metric in suite.metrics
     }
-    chances = {metric: Chance.pooled(runs.values()) for metric, runs in of_metric.items()}
+    chances = {metric: Chance.pooled(_own_values(suite, runs)) for metric, runs in of_metric.items()}
     found = {}
     for run, metric in samples:
         sample, baseline = of_metric[metric][run], of_metric[metric].get(suite.compared_with(run))
@@ -78,6 +78,16 @@ def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str
         odd = dict.fromkeys(name for other in protocols[run, metric] for name in _unlike(first, other))
         found[run, metric] = Cell(sample, compared, tuple(odd))
     return found
+
+
+def _own_values(suite: Suite, samples: Mapping[str, Sample]) -> list[Sample]:
+    """Without runs that have the value of the tokenizer that they start from: it is no second measure of chance."""
+    starts = {run: samples.get(suite.starts_from.get(run, "")) for run in samples}
+    return [
+        sample
+        for run, sample in samples.items()
+        if not (start := starts[run]) or any(start.values.get(unit) != value for unit, value in sample.values.items())
+    ]
 
 
 def _unlike(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="a suite of runs over several seeds: side by side, resumable, with chance measured",
-        description="Example: overture bench quickstart --out runs/bench/quickstart\n\n"
+        description="Example: overture bench uniform-vcq --only uniform-s0 linear-s0\n\n"
         "Run the members of a suite that are not finished: every run with every seed. A finished member is a "
         "file, members/NAME.json, so the folder may be copied to another machine and goes on there. Without SUITE it "
         "lists the suites; your own is `overture bench my_suites:function`.",

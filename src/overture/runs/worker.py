@@ -48,6 +48,10 @@ class Task:
         """As the worker reads it."""
         return json.dumps(to_dict(self))
 
+    def is_done(self) -> bool:
+        """Whether someone has done it all by the time that the run is locked; a plain run looks at its own files."""
+        return False
+
     def conclude(self, run: RunDirectory, progress: Progress, processes: Processes) -> None:
         """What follows the last stage, with the run still locked; of a plain run nothing."""
 
@@ -62,8 +66,9 @@ def run_task(task: Task, progress: Progress, processes: Processes) -> None:
         else:
             log = task.log if processes.is_main else ()
             with _locked(run, processes), following(log, run.root, progress.say):
-                execute(task.config, run, progress, processes, task.until)
-                task.conclude(run, progress, processes)
+                if not processes.any(processes.is_main and task.is_done()):
+                    execute(task.config, run, progress, processes, task.until)
+                    task.conclude(run, progress, processes)
     except OvertureError:
         raise
     except Exception as error:
