@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from overture.data import known_sets
-from overture.data.base import CorruptImage, decode_image, same_fingerprint
+from overture.data.base import CorruptImage, decode_image, plain_image, same_fingerprint
 from overture.data.reading import ImageReader
 from overture.data.sources import ArraySource, open_source, split, subset
 from overture.data.stream import DataConfig, evaluation_batches
@@ -157,8 +157,11 @@ def test_modes():
     palette = Image.new("RGB", (2, 2), (200, 100, 50)).quantize(4)
     assert palette.mode == "P"
     assert through(palette).getpixel((0, 0)) == (200, 100, 50)
-    with pytest.raises(OvertureError, match=r"it\.png: images of mode I;16") as caught:
-        through(Image.fromarray(np.full((2, 2), 40_000, np.uint16)))
+    sixteen = Image.fromarray(np.array([[0, 255], [256, 65_535]], np.uint16))
+    assert sixteen.mode == "I;16"
+    assert np.asarray(through(sixteen)).tolist() == [[0, 0], [1, 255]]
+    with pytest.raises(OvertureError, match=r"it: images of mode F are not supported") as caught:
+        plain_image(Image.new("F", (9, 9)), "it")
     assert not isinstance(caught.value, CorruptImage)
 
 

@@ -157,7 +157,7 @@ def test_uint8_of_another_size_is_cut_as_a_picture_is() -> None:
     [
         ([], "no images"),
         ([Image.new("L", (9, 9)), Image.new("RGB", (9, 9))], "image 1: a colour image"),
-        (Image.new("I;16", (9, 9)), "image 0: images of mode I;16 are not supported"),
+        (Image.new("F", (9, 9)), "image 0: images of mode F are not supported"),
         (Image.new("L", (1, 200)), "image 0: 1 x 200 pixels, too narrow"),
         (["picture.png"], "image 0: is a str, needs a Pillow image"),
         (torch.zeros(1, 1, 8, 8), r"torch.float32 of shape \[1, 1, 8, 8\], need uint8"),
@@ -368,6 +368,9 @@ def test_what_cannot_be_had_is_one_line(
         (["generate", "hf:ada/clothes", "--out", "a.png"], 1, "hf:ada/clothes: holds no tokenizer"),
         (["pull", "ada", *out], 2, "write hf:owner/name"),
         (["push", str(run), "ada/x/y"], 2, "write owner/name"),
+        (["push", str(run), "ada/x", "--out", "x", "--revision", "v1"], 2, "--revision does not go with --out"),
+        (["push", str(run), "ada/x", "--out", "x", "--private"], 2, "--private does not go with --out"),
+        (["push", str(run), "ada/x", "--out", "x", "--message", "hi"], 2, "--message does not go with --out"),
         (["push", str(tmp_path / "none"), "ada/x"], 2, "none: no such run"),
         (["push", str(tmp_path), "ada/x"], 2, "holds neither tokenizer/model.safetensors nor prior"),
         (["pull", "ada/private", "--out", str(run)], 2, "is not empty"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from overture.config import differences, from_dict
+from overture.elsewhere import checked, last_parts
 from overture.errors import OvertureError, UsageError
 from overture.files import cannot_write, check_once, json_hash, near_path, replacing
 from overture.hub import HubFolder, is_hub
@@ -99,7 +99,7 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
         raise OvertureError(
             f"{path}: its metadata were changed since it was written; take another copy, or train it again"
         )
-    return {key: value if key.endswith("_hash") else _parse(value) for key, value in header.items()}
+    return checked(path, {key: value if key.endswith("_hash") else _parse(value) for key, value in header.items()})
 
 
 def read_weights(path: Path, role: str) -> dict[str, Tensor]:
@@ -199,23 +199,6 @@ def without_folders(path: Path, kind: str) -> None:
             raise OvertureError(f"{path}: damaged (its weights are not those that were saved); take another copy")
 
 
-_LOCAL = re.compile(r"(?P<before>(?:\w+:)?)(?:~|/|[A-Za-z]:[\\/]|\\\\).*")
-
-
-def last_parts(value: Any) -> Any:
-    """Plain values with every absolute path, anywhere in them, cut to its last part: ``/home/me/set.npz/test`` is
-    ``set.npz/test``, ``domain:/home/me/judge.safetensors`` is ``domain:judge.safetensors``."""
-    if isinstance(value, dict):
-        return {key: last_parts(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [last_parts(part) for part in value]
-    if not isinstance(value, str) or not (found := _LOCAL.fullmatch(value)):
-        return value
-    parts = [part for part in re.split(r"[\\/]", value.removeprefix(found["before"])) if part]
-    inside = len(parts) > 1 and Path(parts[-2]).suffix != ""
-    return found["before"] + "/".join(parts[-2 if inside else -1 :])
-
-
 def find_model(path: str | Path | HubFolder, kind: str) -> Path:
     """The model file that ``path`` means: itself, in a directory, in a run, or on the hub (``hf:owner/name``)."""
     lacking = f"{path}: holds no {kind}: neither model.safetensors nor {kind}/model.safetensors is there"
@@ -236,7 +219,8 @@ def find_model(path: str | Path | HubFolder, kind: str) -> Path:
             f"overture generate {path} --out ids.npy writes samples"
         )
     if given.exists():
-        raise OvertureError(lacking)
+        runs = [place.parents[1] for place in sorted(given.glob(f"*/{kind}/model.safetensors"))]
+        raise OvertureError(f"{lacking}; give one of its runs: {runs[0]}" if runs else lacking)
     raise OvertureError(f"{path}: no such file or run{near_path(given)} (of the hub, write hf:owner/name)")
 
 

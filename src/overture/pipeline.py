@@ -269,6 +269,8 @@ class SampleOptions(TypedDict, total=False):
 
 def _check_classes(class_ids: Sequence[int] | Tensor, prior: Prior) -> Tensor:
     """Classes as integers ``[N]``; refuses anything else, and classes that the prior does not know."""
+    if not isinstance(class_ids, Tensor) and any(isinstance(one, str) for one in class_ids):
+        raise UsageError("classes are names, need numbers: pipe.class_names.index('sneaker')")
     classes = torch.as_tensor(class_ids)
     if classes.ndim != 1 or len(classes) == 0 or classes.is_floating_point() or classes.dtype == torch.bool:
         raise UsageError(f"classes are {classes.dtype} of shape {list(classes.shape)}, need at least one integer [N]")

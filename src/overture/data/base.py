@@ -213,6 +213,8 @@ def _upright(image: Image.Image, in_place: bool) -> Image.Image:
 
 def _without_palette(image: Image.Image) -> Image.Image | None:
     """In mode L, RGB, LA or RGBA, with alpha only where something shows through; None for other kinds of images."""
+    if image.mode.startswith("I;16"):  # grey of 16 bits: the upper eight, as an 8-bit reader would see it
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     grey = image.mode in _GREY_MODES
     if not grey and image.mode not in _RGB_MODES:
         return None

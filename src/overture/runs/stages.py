@@ -234,10 +234,10 @@ def _tokens_stage(
             processes=processes, progress=progress, label=f"tokens {part}",
         )  # fmt: skip
     if processes.is_main and (entropy := token_entropy(run)).collapsed:
-        progress.say(
-            f"the tokenizer has collapsed: its tokens hold {entropy.total_bits:.2f} of {entropy.log2_n:.2f} bits; train it "
-            "longer or with a lower --tokenizer-training.optimizer.learning-rate"
-        )
+        bits = f"its tokens hold {entropy.total_bits:.2f} of {entropy.log2_n:.2f} bits"
+        advice = "train it longer or with a lower --tokenizer-training.optimizer.learning-rate"
+        collapsed = f"the tokenizer has collapsed: {bits}; {advice}"
+        progress.say(f"the tiny form is hardly trained: {bits}" if config.tiny else collapsed)
 
 
 def _prior_stage(
