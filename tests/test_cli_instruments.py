@@ -17,7 +17,7 @@ from overture.cli.common import open_judge
 from overture.cli.search_guidance import same_statistics
 from overture.data.token_files import TokenFile
 from overture.data.transforms import on_background, to_uint8
-from overture.errors import UsageError
+from overture.errors import OvertureError, UsageError
 from overture.evaluation.networks import DomainNetwork, Outputs, load_network
 from overture.evaluation.statistics import measure_batches
 from overture.model_files import read_metadata, read_weights, save_model
@@ -100,6 +100,10 @@ def test_more_rows_than_there_are(tmp_path, capsys) -> None:
 def test_a_run_without_a_judge(tmp_path) -> None:
     """Where the networks of a run lie is tested in test_runs.py."""
     (tmp_path / "networks").mkdir()
+    with pytest.raises(OvertureError, match=r"holds no tokenizer"):
+        open_judge(RunDirectory(tmp_path), None, torch.device("cpu"))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/model.safetensors").touch()
     with pytest.raises(UsageError, match=r"holds no judge; give one with --network domain:FILE"):
         open_judge(RunDirectory(tmp_path), None, torch.device("cpu"))
     assert open_judge(RunDirectory(tmp_path), "random:8", torch.device("cpu")).dims == 8

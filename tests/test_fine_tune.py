@@ -252,7 +252,8 @@ def test_another_model_in_its_place_is_told(old: RunDirectory, zoo: Path, tmp_pa
 
 
 def test_of_the_hub_the_commit_is_recorded(old: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = shutil.copytree(old.tokenizer, tmp_path / "snapshots" / "c0ffee")
+    cache = tmp_path / "snapshots" / "c0ffee"
+    shutil.copytree(old.tokenizer, cache / "tokenizer")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, file, revision=None: str(cache / file))
     start = Start.find("hf:owner/name@main", "tokenizer")
     assert start.record["model"] == "hf:owner/name@c0ffee"

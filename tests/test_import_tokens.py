@@ -320,6 +320,8 @@ def test_samples_are_ids_of_the_peers_own(run: Path, tmp_path: Path, capsys: pyt
     ids, labels = np.load(tmp_path / "a.npy"), np.load(tmp_path / "a.labels.npy")
     np.testing.assert_array_equal(ids, np.load(tmp_path / "b.npy"))
     assert (ids.shape, ids.dtype, labels.tolist()) == ((10, 6), np.int64, [0, 2] * 5)
+    assert main(["generate", str(run), "--tokenizer", "nosuch", "--out", str(tmp_path / "c.npy")]) == 2
+    one_line(capsys, "token ids need none")
     overture.load_prior(run).layout.check(ids)
     assert len(np.unique(ids, axis=0)) > 1
     assert imported(tmp_path / "a.npy", tmp_path / "a.tokens", "--layout", str(run / "tokens" / "train.tokens")) == 0
@@ -332,6 +334,17 @@ def test_instruments_that_need_no_images_work(run: Path, capsys: pytest.CaptureF
     assert main(["entropy", str(run), "--json"]) == 0
     assert "prior" in json.loads(capsys.readouterr().out)
     assert main(["report", str(run)]) == 0
+
+
+def test_its_card_speaks_of_tokens(run: Path, tmp_path: Path) -> None:
+    assert main(["push", str(run), "ada/words", "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained on imported tokens." in card
+    assert "| Data | imported tokens |" in card
+    assert "| Recipe | prior settings of quickstart, seed 0 |" in card
+    assert "| Held-out images | " in card.split("Prior: cross-entropy")[1]
+    for foreign in ("PSNR", "not measured"):
+        assert foreign not in card
 
 
 @pytest.mark.parametrize(
@@ -365,6 +378,8 @@ def test_what_does_not_go_together_is_one_line(
     assert imported(tmp_path / "other.npy", tmp_path / "held.tokens", "--layout", "12") == 0
     assert imported(tmp_path / "other.npy", tmp_path / "like.tokens", "--layout", str(files / "held.tokens")) == 0
     train, held = str(files / "train.tokens"), str(files / "held.tokens")
+    np.savez(tmp_path / "copy.npz", ids=np.load(files / "train.npz")["ids"])  # of no classes
+    assert imported(tmp_path / "copy.npz", tmp_path / "copy.tokens", "--layout", train) == 0
     like, out = str(tmp_path / "like.tokens"), ["--device", "cpu", "--out", str(tmp_path / "run")]
     capsys.readouterr()
     cases: list[tuple[list[str], int, str]] = [
@@ -373,6 +388,8 @@ def test_what_does_not_go_together_is_one_line(
         (["tokenizer", "--tokens", train, "--held-out", held], 2, "write overture train prior --tokens"),
         (["prior", "--tokens", train, "--held-out", str(tmp_path / "held.tokens")], 2, "import it with --layout"),
         (["prior", "--tokens", train, "--held-out", str(tmp_path / "x.tokens")], 1, "cannot read"),
+        (["prior", "--tokens", train, "--held-out", train], 2, "the same tokens as"),
+        (["prior", "--tokens", train, "--held-out", str(tmp_path / "copy.tokens")], 2, "the same tokens as"),
         (["prior", "--tokens", train, "--held-out", held, "--data.source", "x"], 2, "--data.source has no meaning"),
         (
             ["prior", "--tokens", train, "--held-out", held, "--growth", "power 2"],

@@ -17,7 +17,7 @@ from PIL import Image
 from overture.cli import main
 from overture.errors import OvertureError, UsageError
 from overture.files import append_line, read_json_lines, write_json
-from overture.loggers import LOGGERS, chosen_loggers
+from overture.loggers import LOGGERS, attached, chosen_loggers, follower
 from overture.loggers.attached import following
 from overture.loggers.follower import Follower
 from overture.loggers.growing_lines import GrowingLines
@@ -60,6 +60,11 @@ def follow(run: Path, name: str = "Tells", *, close: bool = True) -> Follower:
     follower = Follower(run, place(name))
     follower.close() if close else follower.catch_up()
     return follower
+
+
+def beside(run: Path, name: str) -> list[str]:
+    """The command that follows in a process of its own."""
+    return [sys.executable, "-m", "overture.loggers.follower", str(run), place(name)]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -152,15 +157,47 @@ def test_a_logger_that_comes_late_is_told_everything(run: Path) -> None:
     assert lines(run)[-1]["values"] == {"entropy/total_bits": 9.5, "entropy/cliff": 3.0}
 
 
-def test_who_fails_in_between_is_not_told_the_same_again(run: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 3, 4, 32])
+def test_an_error_loses_what_it_came_at_and_nothing_else(
+    run: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(follower, "BATCH", batch)
+    log(run, "tokenizer", range(1, 11))
+    with pytest.raises(ConnectionError):
+        follow(run, "Stumbles")
+    follow(run, "Stumbles")
+    log(run, "tokenizer", range(11, 13), start=10)
+    follow(run, "Stumbles")
+    entries = [entry for entry in told(run, "Stumbles") if "values" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2, *range(4, 13)]
+    assert [entry["row"] for entry in entries] == [0, 1, *range(3, 12)]
+
+
+def test_who_is_killed_in_between_is_not_told_the_same_again(run: Path) -> None:
+    """Its last batch is lost: nobody knows what of it was sent."""
     log(run, "tokenizer", range(1, 4))
-    with pytest.raises(ConnectionError):
-        follow(run, "LosesItsNetwork")
-    log(run, "tokenizer", range(4, 5), start=3)
-    with pytest.raises(ConnectionError):
-        follow(run, "LosesItsNetwork")
-    steps = [entry["step"] for entry in told(run, "LosesItsNetwork") if "values" in entry]
-    assert steps == [1]
+    assert subprocess.run(beside(run, "Dies"), stdin=subprocess.DEVNULL, capture_output=True).returncode == 3
+    log(run, "tokenizer", range(4, 6), start=3)
+    (run / "loggers" / "tiny_loggers.py_Dies").rename(run / "loggers" / "tiny_loggers.py_Tells")
+    follow(run)
+    assert [entry["step"] for entry in lines(run)] == [4, 5]
+
+
+def test_results_that_change_are_told_again(run: Path) -> None:
+    log(run, "prior", range(1, 4))
+    found = {"total_bits": 9.5, "cliff": 3}
+    for bits in (9.5, 9.5, 5.0):
+        write_json(run / "results.json", {"entropy": {**found, "total_bits": bits}})
+        follow(run)
+    log(run, "prior", range(2, 2), start=1)  # an earlier step is the last, now
+    write_json(run / "results.json", {"entropy": {**found, "total_bits": 4.0}})
+    follow(run)
+    results = [(e["step"], e["values"]) for e in lines(run) if e["stage"] == "results"]
+    assert results == [
+        (3, {"entropy/total_bits": 9.5, "entropy/cliff": 3.0}),
+        (3, {"entropy/total_bits": 5.0}),
+        (3, {"entropy/total_bits": 4.0}),
+    ]
 
 
 def test_nothing_begins_before_the_run_has_a_config(tmp_path: Path) -> None:
@@ -262,6 +299,16 @@ def test_what_fails_is_told_once_and_left_out(run: Path) -> None:
         assert "left out" in line
         assert "metrics.jsonl has every number" in line
     assert len(lines(run)) == 8
+    assert told(run, "LosesItsNetwork")[-1] == {"end": True}  # so that it sends what it holds back
+
+
+def test_all_loggers_have_one_deadline(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, deadlines = iter(range(100)), []
+    monkeypatch.setattr(attached.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(attached._Attached, "wait", lambda logger, deadline: deadlines.append(deadline))
+    with following([place("CannotBegin")] * 3, run, lambda line: None):
+        pass
+    assert deadlines == [attached.LAST_WAIT] * 3
 
 
 def test_only_the_main_process_logs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import overture
 from overture.cli import main
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout, Segment
+from overture.nn.transformer import set_recompute
 from overture.priors import Prior, PriorConfig
 from overture.quantizers import QuantizerConfig, SoftConfig, VectorConfig
 from overture.training.prologue_loss import PrologueLoss
@@ -98,6 +99,16 @@ def test_the_prior_learns_the_mean_cross_entropy_and_the_hidden_inputs_hide() ->
     expected = F.cross_entropy(logits.transpose(1, 2), sequence)
     torch.testing.assert_close(judge.prior_loss(parts.ids), expected)
     torch.testing.assert_close(judge(parts.quantizers, parts.features, parts.ids).loss, expected)
+
+
+def test_a_prior_that_recomputes_is_refused() -> None:
+    parts = Judged()
+    judge = PrologueLoss(parts.prior)
+    set_recompute(parts.prior, "everything")
+    for wrong in (lambda: PrologueLoss(parts.prior), lambda: judge(parts.quantizers, parts.features, parts.ids)):
+        with pytest.raises(UsageError, match="recomputes activations"):
+            wrong()
+    judge.prior_loss(parts.ids).backward()  # nothing is frozen there
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,21 @@ def test_a_finished_run_shows_its_trainings_and_distances(run: RunDirectory) -> 
     assert lines[-1].strip() == "could not measure held_out: no room"
 
 
+def test_a_run_on_token_files_has_a_prior_alone(run: RunDirectory) -> None:
+    write_json(run.config, {"train": "a.tokens", "held_out": "b.tokens", "prior_training": {"steps": 50}})
+    assert RunReader(run.root).read().stage == "prior"
+    log(run, "prior", 10, 20)
+    with run.locked():
+        state = RunReader(run.root).read()
+    assert (state.state, state.stage, [training.step for training in state.trainings]) == ("running", "prior", [20])
+    touch(run.prior_model)
+    assert RunReader(run.root).read().stage == "evaluation"
+    write_json(run.results, {"likelihood": {"held_out_allowed": {"bits_per_image": 7.5}}})
+    state = RunReader(run.root).read()
+    assert (state.state, [training.stage for training in state.trainings]) == ("finished", ["prior"])
+    assert state.to_dict()["results"] == {"likelihood/held_out_allowed_bits_per_image": 7.5}
+
+
 def test_a_reader_follows_a_run_that_grows_and_goes_back(run: RunDirectory) -> None:
     reader = RunReader(run.root)
     log(run, "tokenizer", 10, 20, 30)

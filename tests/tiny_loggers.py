@@ -53,6 +53,15 @@ class LosesItsNetwork(Tells):
         super().numbers(line)
 
 
+class Stumbles(Tells):
+    """Fails once, at the third line."""
+
+    def numbers(self, line: Line) -> None:
+        if line.row == 2:
+            raise ConnectionError("no route to host")
+        super().numbers(line)
+
+
 class CannotBegin(RunLogger):
     """Fails at once."""
 

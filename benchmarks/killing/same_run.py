@@ -2,7 +2,7 @@
 
 Files and folders by name; weights by tensor, bit for bit, with all their metadata; pictures and arrays by value; anything
 else by its bytes. Times may differ, and they are these: ``seconds`` of ``results.json`` and the checksum that covers
-them, training times in ``report.html``. Of ``worker.log`` only the name is compared.
+them, training times in ``report.html``. Of ``worker.log`` and ``pace.jsonl`` only the names are compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def differences(first: Path, second: Path) -> list[str]:
     found += [f"{name}: left over" for name in sorted(names[1] - names[0])]
     for name in sorted(names[0] & names[1]):
         paths = first / name, second / name
-        if paths[0].is_file() and paths[0].name != "worker.log":
+        if paths[0].is_file() and paths[0].name not in ("worker.log", "pace.jsonl"):
             read = READERS.get(paths[0].name) or READERS.get(paths[0].suffix, Path.read_bytes)
             one, other = (read(path) for path in paths)
             found += [f"{name}: {part}" for part in _unlike(one, other)]

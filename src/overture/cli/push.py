@@ -38,6 +38,9 @@ def run(options: argparse.Namespace) -> int:
     from overture.runs.directory import RunDirectory
     from overture.share.repository import write_repository
 
+    given = [name for name in ("private", "revision", "message") if getattr(options, name)]
+    if options.out is not None and given:
+        raise UsageError(f"--{given[0]} does not go with --out, which pushes nothing; leave one of them out")
     place = HubFolder.parse(f"hf:{options.repository.removeprefix('hf:')}")
     if place.folder or place.revision:
         raise UsageError(f"{options.repository}: write owner/name (a branch goes to --revision)")

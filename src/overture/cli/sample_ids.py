@@ -25,6 +25,8 @@ def sample_ids(options: argparse.Namespace) -> int:
 
     if not (options.path or options.prior):
         raise UsageError("generate: give a RUN, or --prior")
+    if options.tokenizer:
+        raise UsageError(f"--tokenizer does not go with --out {options.out}: token ids need none; leave it out")
     at_least(options, count=1, batch_size=1, seed=0)
     sampling = read_sampling(options, preset_sampling(options))
     processes = Processes.join(options.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ __all__ = ["following"]
 Say = Callable[[str], None]
 
 LAST_WAIT = 60.0
-"""Seconds that a run waits at its end for a logger that is still sending."""
+"""Seconds that a run waits at its end for loggers that are still sending: for all of them together."""
 
 
 @contextmanager
@@ -31,8 +32,9 @@ def following(names: Sequence[str], run: Path, say: Say) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.end()
+        deadline = time.monotonic() + LAST_WAIT
         for logger in loggers:
-            logger.wait()
+            logger.wait(deadline)
 
 
 class _Attached:
@@ -66,11 +68,11 @@ class _Attached:
             with suppress(OSError):  # it is gone, which its listener tells
                 self.process.stdin.close()
 
-    def wait(self) -> None:
-        """Until everything is told, or for :data:`LAST_WAIT`; then it goes on by itself."""
+    def wait(self, deadline: float) -> None:
+        """Until everything is told, or until ``deadline`` on the monotonic clock; then it goes on by itself."""
         if self.process is None:
             return
-        self.listener.join(LAST_WAIT)
+        self.listener.join(max(0.0, deadline - time.monotonic()))
         if self.listener.is_alive():
             self.say(f"--log {self.name}: is still sending, and goes on by itself (see {self.log})")
 

@@ -2,7 +2,7 @@
 
 It works in a process of its own, beside the main process of a run, until its standard input ends, as it does when that
 process is gone. What it has told stands in ``RUN/loggers/NAME/told.json``: nothing is told twice, whatever was killed when, and
-a logger that comes late is told everything from the beginning.
+a logger that comes late is told everything from the beginning. An error of the logger loses what it came at, no more.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ __all__ = ["Follower", "logger_folder"]
 
 PATIENCE = 1.0
 """Seconds between two looks at the run."""
+BATCH = 32
+"""Items that are remembered as told at once: a write to the disk for each would take longer than telling it."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Told:
     """Of the last line: the step of what has none of its own."""
     steps: dict[str, dict[str, int]] = field(default_factory=dict)
     """By stage and name, the last step that was told."""
+    results: dict[str, float] = field(default_factory=dict)
+    """By name, the last value that was told: results change without a step."""
     pictures: list[str] = field(default_factory=list)
 
 
@@ -69,23 +74,22 @@ class Follower:
         if self.logger is None and not self._begin():
             return
         assert self.logger is not None
-        news: list[Line | Picture] = [*self._lines(), *self._pictures()]
-        if not news:
-            return
-        # First: who is killed between the two would otherwise tell it again.
-        write_json(self.memory, asdict(self.told))
-        for item in news:
-            if isinstance(item, Line):
-                self.logger.numbers(item)
-            else:
-                self.logger.picture(item)
-        self.logger.flush()
+        items: Iterator[Line | Picture] = chain(self._lines(), self._results(), self._pictures())
+        news = ((item, asdict(self.told)) for item in items)
+        while batch := list(islice(news, BATCH)):
+            self._tell(self.logger, batch)
 
     def close(self) -> None:
         """The last news, and the logger's end."""
         self.catch_up()
         if self.logger is not None:
             self.logger.close()
+
+    def give_up(self) -> None:
+        """The end of a logger that has failed: what it was told before may still wait to be sent."""
+        if self.logger is not None:
+            with suppress(Exception):
+                self.logger.close()
 
     def _begin(self) -> bool:
         path = self.run / "config.json"
@@ -107,6 +111,22 @@ class Follower:
         except TypeError as error:
             raise OvertureError(f"{self.memory}: damaged ({error}); delete it to begin a new record") from error
 
+    def _tell(self, logger: RunLogger, batch: list[tuple[Line | Picture, dict[str, Any]]]) -> None:
+        """Tell some items, each with what has been told when it is told."""
+        told = batch[-1][1]
+        write_json(self.memory, told)  # first: who is killed between the two would otherwise tell it again
+        try:
+            for item, reached in batch:
+                told = reached
+                if isinstance(item, Line):
+                    logger.numbers(item)
+                else:
+                    logger.picture(item)
+            logger.flush()
+        except Exception:
+            write_json(self.memory, told)  # what came after it is told next time
+            raise
+
     # -- news -------------------------------------------------------------------------------------------------------
 
     def _lines(self) -> Iterator[Line]:
@@ -120,13 +140,22 @@ class Follower:
             yield from self._line(
                 entry["stage"], entry["step"], {"images_per_second": rate, **values} if rate else values
             )
+
+    def _results(self) -> Iterator[Line]:
+        """The numbers that were not told with this value: they may be measured again when no step was made."""
         path = self.run / "results.json"
         changed = path.stat().st_mtime_ns if path.exists() else 0
-        if changed != self.results_seen:
-            self.results_seen = changed
-            yield from self._line(
-                "results", self.told.last_step, final_numbers(read_json(path, dict)) if changed else {}
-            )
+        if changed == self.results_seen:
+            return
+        self.results_seen = changed
+        found = final_numbers(read_json(path, dict)) if changed else {}
+        new = {name: x for name, x in found.items() if self.told.results.get(name) != x}
+        if new:
+            steps = self.told.steps.setdefault("results", {})
+            step = max([self.told.last_step, *steps.values()])  # it never goes back
+            steps.update(dict.fromkeys(new, step))
+            self.told.results.update(new)
+            yield Line(self._row(), "results", step, new)
 
     def _line(self, stage: str, step: int, values: dict[str, float]) -> Iterator[Line]:
         """The values that are new: a run that goes on repeats steps, and they are what they were."""
@@ -179,9 +208,14 @@ def main(run: str, name: str) -> int:
     try:
         with _alone(logger_folder(Path(run), name) / ".lock"):
             follower = Follower(Path(run), name)
-            while not ended.wait(PATIENCE) and os.getppid() == parent:
-                follower.catch_up()
-            follower.close()
+            try:
+                while not ended.wait(PATIENCE) and os.getppid() == parent:
+                    follower.catch_up()
+                follower.close()
+            except Exception as error:
+                print(error_line(error), file=said, flush=True)  # before the end, which may take long
+                follower.give_up()
+                return 1
     except Exception as error:
         print(error_line(error), file=said, flush=True)
         return 1

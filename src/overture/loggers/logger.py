@@ -31,7 +31,8 @@ class Line:
     """Numbers of one step of a stage.
 
     ``row`` counts what this logger is told of the run, from 0, over all its resumes. Steps count anew in every stage;
-    those of one name in one stage only go up.
+    those of one name in one stage only go up. A result that is measured again is told again, at the same step if none was
+    made since.
     """
 
     row: int

@@ -6,9 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["final_numbers", "images_per_second", "training_of"]
+__all__ = ["begins_with_tokens", "final_numbers", "images_per_second", "training_of"]
 
 Config = Mapping[str, Any]
+
+
+def begins_with_tokens(config: Config) -> bool:
+    """Whether this is the config of a run on token files, which has no tokenizer and no images."""
+    return "held_out" in config and "tokenizer" not in config
 
 
 def training_of(config: Config, stage: str) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from overture.config import differences, from_dict, to_dict
 from overture.data.base import same_fingerprint
 from overture.data.stream import ImageData
 from overture.data.token_files import TokenFile
+from overture.elsewhere import checked
 from overture.errors import OvertureError, UsageError
 from overture.files import lock, read_json, read_record, remove_leftovers, write_json, write_record
 from overture.model_files import find_model, read_metadata
@@ -80,7 +81,7 @@ class RunDirectory:
         """The resolved config."""
         if not self.is_run:
             raise UsageError(f"{self.root}: not a run directory (no config.json)")
-        known = read_record(self.config)
+        known = checked(self.config, read_record(self.config))
         if "tokenizer" not in known and "held_out" in known:
             raise UsageError(f"{self.root}: is a run on tokens of another tokenizer; it has no images that this needs")
         return from_dict(RunConfig, known, str(self.config))
@@ -91,7 +92,8 @@ class RunDirectory:
             write_record(self.config, to_dict(config))
             return
         # Read as a config: a field that this version has added has its default in an older run.
-        present = from_dict(RunConfig, read_record(self.config, "delete the run to start over"), str(self.config))
+        known = checked(self.config, read_record(self.config, "delete the run to start over"))
+        present = from_dict(RunConfig, known, str(self.config))
         different = differences(present, config)
         if different:
             raise UsageError(

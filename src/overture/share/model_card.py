@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from overture import __version__
+from overture.loggers.run_record import begins_with_tokens
 from overture.report import words
 from overture.report.records import Record
 from overture.report.table import Footnotes, Row, metric_groups, protocol_sentences
@@ -57,8 +58,13 @@ class Card:
     def _what(self) -> str:
         both = "An autoregressive image generator: a tokenizer, and a prior over its tokens"
         which = both if len(self.models) == 2 else f"The {next(iter(self.models))} of an autoregressive image generator"
-        source = self.record.config.get("data", {}).get("source")
+        source = self._source()
         return f"{which}{f', trained on {source}' if source else ''}. Made with Overture {__version__}, the Python package `overture`."
+
+    def _source(self) -> str | None:
+        """What it was trained on, where that is known."""
+        config = self.record.config
+        return "imported tokens" if begins_with_tokens(config) else config.get("data", {}).get("source")
 
     def _samples(self) -> str:
         if PICTURE not in self.pictures:
@@ -95,7 +101,7 @@ class Card:
         config, record = self.record.config, self.record
         data, classes = config.get("data", {}), record.classes
         rows = {
-            "Data": data.get("source"),
+            "Data": self._source(),
             "Held-out images": data.get("held_out") or (f"{data['held_out_share']:.0%} of it" if data else None),
             "Images": f"{data['image_size']} px, {'grey' if data['channels'] == 1 else 'colour'}" if data else None,
             "Classes": _names(classes),
@@ -106,7 +112,7 @@ class Card:
                 for kind in self.models
                 if f"{kind}_training" in config
             ),
-            "Recipe": f"{config['recipe']}{' (tiny: for a try, not for pictures)' if config.get('tiny') else ''}, seed {config['seed']}"
+            "Recipe": f"{'prior settings of ' if begins_with_tokens(config) else ''}{config['recipe']}{' (tiny: for a try, not for pictures)' if config.get('tiny') else ''}, seed {config['seed']}"
             if config.get("recipe")
             else None,
             "Weights (hash)": ", ".join(f"{kind} `{digest}`" for kind, digest in self.models.items()),
@@ -119,11 +125,13 @@ class Card:
     def _numbers(self) -> str:
         """The numbers of the run's page, and how each of them was made."""
         notes = Footnotes()
-        groups = [group for group in metric_groups([self.record], notes)[:-1] if group.rows]  # the last: size and cost
+        everything = not begins_with_tokens(self.record.config)  # else there is nothing to measure of images
         parts = []
-        for group in groups:
-            lines = [f"| {_cell(row.label)} | {_printed(row)} | {_cell(_about(row))} |" for row in group.rows]
-            parts.append("\n".join([f"| {group.title} | | |", "| --- | --- | --- |", *lines]))
+        for group in metric_groups([self.record], notes)[:-1]:  # the last: size and cost
+            rows = [row for row in group.rows if everything or row.cells[0].value]
+            lines = [f"| {_cell(row.label)} | {_printed(row)} | {_cell(_about(row))} |" for row in rows]
+            if lines:
+                parts.append("\n".join([f"| {group.title} | | |", "| --- | --- | --- |", *lines]))
         said = [f"- {mark}: {_cell(note)}" for mark, note in notes.items]
         said += [f"- {what}: {_cell(how)}" for what, how in protocol_sentences([self.record])]
         if parts and said:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from overture.errors import OvertureError, UsageError
 from overture.layout import Layout
+from overture.nn.transformer import Transformer
 from overture.priors.model import Prior
 from overture.training.prior_pass import sequence_loss
 
@@ -62,6 +63,7 @@ class PrologueLoss(nn.Module):
             )
         if not 0 <= input_dropout <= 1:
             raise UsageError(f"prologue loss: input_dropout is {input_dropout}, needs a probability")
+        self._check_recompute()
         self.register_buffer("fillers", input_fillers(self.layout), persistent=False)
 
     def forward(
@@ -78,6 +80,7 @@ class PrologueLoss(nn.Module):
 
         Raises :class:`~overture.errors.OvertureError` for names and shapes that are not those of the prior's layout.
         """
+        self._check_recompute()
         self._check(quantizers, features, ids)
         with frozen(self.prior):
             hidden = self._dropped(len(ids))
@@ -116,6 +119,11 @@ class PrologueLoss(nn.Module):
             before = before if position.is_separator else self.layout.names[position.segment]
             weights.append(self.weights[before])
         return weights
+
+    def _check_recompute(self) -> None:
+        """Recomputing happens in the backward pass, which comes when the prior is no longer frozen."""
+        if any(isinstance(part, Transformer) and part.recompute != "nothing" for part in self.prior.modules()):
+            raise UsageError('prologue loss: its prior recomputes activations; call set_recompute(prior, "nothing")')
 
     def _check(
         self, quantizers: Mapping[str, nn.Module] | nn.ModuleDict, features: Mapping[str, Tensor], ids: Tensor

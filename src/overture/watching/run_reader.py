@@ -11,7 +11,7 @@ from typing import Any, Literal
 from overture.errors import OvertureError, UsageError
 from overture.files import lock, near_path, read_json
 from overture.loggers.growing_lines import GrowingLines
-from overture.loggers.run_record import final_numbers, images_per_second, training_of
+from overture.loggers.run_record import begins_with_tokens, final_numbers, images_per_second, training_of
 
 __all__ = ["RunReader", "RunState", "Series", "Training", "find_runs", "read_states"]
 
@@ -158,6 +158,8 @@ class RunReader:
         finished = results.get("generation") and (root / "samples" / "classes.png").exists()
         if finished or (root.resolve().parent.parent.parent / "members" / f"{root.name}.json").is_file():
             return "done", None
+        if begins_with_tokens(config):
+            return ("prior" if not trained["prior"] else "done" if results.get("likelihood") else "evaluation"), None
         if trained["prior"] and (tokens or not joint):
             return "evaluation", None
         if trained["tokenizer"]:
