@@ -29,7 +29,8 @@ from overture.app.uploads import MAX_BYTES, MAX_PIXELS, read_upload
 from overture.cli import main
 from overture.config import to_dict
 from overture.errors import OvertureError, UsageError
-from overture.model_files import save_model
+from overture.hub import HubFolder
+from overture.model_files import find_model, save_model
 from overture.nn.transformer import TransformerConfig
 from overture.priors import Guidance, PriorConfig, Sampling
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
@@ -141,6 +142,20 @@ def test_a_run_without_a_prior_has_tokens_and_no_more(tmp_path: Path) -> None:
     assert blended(run, ids, ids, 2).ids == ids
     with pytest.raises(UsageError, match="part: holds no prior"):
         plan_of(run, 0, 0, Sampling())
+
+
+def test_a_prior_that_cannot_be_had_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a repository that holds none is opened without one."""
+    tokenizer = str(find_model(path, "tokenizer"))
+
+    def fetch(folder: HubFolder, name: str) -> Path | None:
+        if name == "prior/model.safetensors":
+            raise OvertureError(f"{folder}: cannot be had from the hub")
+        return Path(tokenizer) if name == "tokenizer/model.safetensors" else None
+
+    monkeypatch.setattr(HubFolder, "fetch", fetch)
+    with pytest.raises(OvertureError, match="cannot be had from the hub"):
+        OpenedRun.open("hf:ada/clothes")
 
 
 def test_encoding_prepares_pictures_as_the_pipeline_does(run: OpenedRun, tmp_path: Path) -> None:
@@ -383,6 +398,49 @@ def test_no_file_of_the_server_can_be_asked_for(address: str, passed: bool) -> N
     assert [message.get("status") for message in sent[:1]] == ([] if passed else [403])
 
 
+def picture_at(path: str) -> dict[str, Any]:
+    """What a browser sends of a picture."""
+    return {"path": path, "url": "http://127.0.0.1:7860/gradio_api/file=a.png", "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", None),
+        (json.dumps({"data": [picture_at("/tmp/gradio/0/a.png"), "http://a/b", 3], "fn_index": 0}).encode(), None),
+        (json.dumps({"data": [picture_at("http://127.0.0.1:1/a.png")]}).encode(), 403),
+        (json.dumps({"data": [{"a": [picture_at("HTTPS://a.example/a.png")]}]}).encode("utf-16"), 403),
+        (b'{"data": [{"\\u0070ath": "\\u0068ttp://a/b"}]}', 403),
+        (b"{", 403),
+        (b"[" * 100_000, 403),
+        (b'"' + b"a" * MAX_BYTES + b'"', 413),
+    ],
+    ids=["empty", "upload", "address", "deep in utf-16", "escaped", "no json", "nested", "large"],
+)
+def test_nothing_is_fetched_for_a_request(body: bytes, status: int | None) -> None:
+    half = len(body) // 2
+    given = [
+        {"type": "http.request", "body": body[:half], "more_body": True},
+        {"type": "http.request", "body": body[half:]},
+    ]
+    reached, sent = [], []
+
+    async def receive() -> Any:
+        return given.pop(0) if given else {"type": "http.disconnect"}
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            reached.append(message["body"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join"}
+    asyncio.run(FilesRefused(page)(scope, receive, send))
+    assert b"".join(reached) == (body if status is None else b"")
+    assert [message.get("status") for message in sent[:1]] == ([] if status is None else [status])
+
+
 def test_wrong_usage_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["app", "somewhere", "--port", "0"]) == 2
     assert "--port is 0" in capsys.readouterr().err
@@ -415,6 +473,8 @@ def test_the_page_is_served_to_this_machine_alone(address: str) -> None:
         assert httpx.get(f"{address}{asked}").status_code == 403
     for asked in ("static/..%2f..%2f..%2fetc/passwd", "assets/..%2f..%2fetc/passwd", "docs", "monitoring"):
         assert httpx.get(f"{address}{asked}").status_code >= 400
+    picture = {"data": [picture_at(f"{address}config")], "fn_index": 0, "session_hash": "a"}
+    assert httpx.post(f"{address}gradio_api/queue/join", json=picture).status_code == 403
     too_large = {"files": ("a.png", bytes(MAX_BYTES + 1))}
     assert httpx.post(f"{address}gradio_api/upload", files=too_large).status_code >= 400
 

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "overture"
 
 LEVELS = [
     {"errors"},
-    {"registry", "files", "hub"},
+    {"registry", "files", "hub", "elsewhere"},
     {"config", "last_resort"},
     {"processes", "progress", "schedules", "loggers"},
     {"layout", "model_files"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ from overture.data.base import plain_image
 from overture.data.pil_images import from_pil, to_pil
 from overture.data.sources import open_source
 from overture.data.stream import DataConfig, evaluation_batches
+from overture.elsewhere import MARK, last_parts, names_in
 from overture.errors import OvertureError, UsageError
 from overture.files import write_json, write_record
 from overture.hub import HubFolder, find_place
-from overture.model_files import last_parts, read_metadata, save_model
+from overture.model_files import find_model, read_metadata, save_model
 from overture.nn.transformer import TransformerConfig
 from overture.pipeline import Pipeline
 from overture.priors import PriorConfig
 from overture.runs.config import RunConfig
-from overture.saved_model import strangers_kinds
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
 
 NAMES = ["bag", "boot | high", "coat"]
@@ -272,7 +272,8 @@ def test_pushed_and_pulled_is_the_same(
 
     assert main(["pull", "ada/clothes", "--out", str(tmp_path / "pulled"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pinned"] == f"hf:ada/clothes@{head}"
-    assert files(tmp_path / "pulled") == set(told["files"])
+    assert files(tmp_path / "pulled") == {*told["files"], MARK}
+    assert json.loads((tmp_path / "pulled" / MARK).read_text()) == {"from": f"hf:ada/clothes@{head}"}
     before = Pipeline.load(run)
     same(before, Pipeline.load(tmp_path / "pulled"))
     for kind in ("tokenizer", "prior"):
@@ -492,7 +493,7 @@ def test_a_model_with_a_strangers_part(
     path = run / "tokenizer/model.safetensors"
     config = read_metadata(path, "tokenizer")["config"]
     config["segments"][0]["quantizer"] = {"kind": kind}
-    assert strangers_kinds(config) == [kind]
+    assert names_in(config) == [kind]
     built = from_dict(TokenizerConfig, config)
     save_model(path, "tokenizer", {"ema": built.build().state_dict()}, {"config": to_dict(built)})
     assert overture.load_tokenizer(run).config == built
@@ -527,6 +528,131 @@ def test_a_model_of_the_hub_names_no_code_by_its_place(hub: StandIn, run: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def rewrite(run: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change a run's configs, in its tokenizer's file and in config.json, as no command of ours would."""
+    path = run / "tokenizer/model.safetensors"
+    known = read_metadata(path, "tokenizer")
+    change(known["config"], known["run_config"])
+    about = {"config": known["config"], "run_config": known["run_config"]}
+    weights = {"ema": overture.load_tokenizer(run).state_dict()}
+    save_model(path, "tokenizer", weights, about)
+    write_record(run / "config.json", known["run_config"])
+
+
+def put(run: Path, hub: StandIn) -> None:
+    hub.push("eve/model", {name: (run / name).read_bytes() for name in files(run)})
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Iterator[Path]:
+    """A file of code on this machine that nobody may run."""
+    place = tmp_path / "trap here" / "theirs+1.py"
+    place.parent.mkdir()
+    place.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\ndef law(*sizes):\n    return [8] * sizes[0]\n")
+    yield place
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("where", ["schedule", "quantizer", "data.source", "held_out", "network"])
+@pytest.mark.parametrize("text", ["", "?x"])
+def test_no_field_of_a_model_of_the_hub_names_code_by_its_place(
+    hub: StandIn, run: Path, tmp_path: Path, trap: Path, where: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever reads the file: a command, ``--start-from``, ``pull``, or what was pulled by other means."""
+    code = f"{trap}:law{text}"
+
+    def change(config: dict[str, Any], run_config: dict[str, Any]) -> None:
+        if where == "schedule":
+            for known in (config, run_config["tokenizer"]):
+                known["segments"][0]["codebook"]["schedule"] = code
+        elif where == "quantizer":
+            for known in (config, run_config["tokenizer"]):
+                known["segments"][0]["quantizer"] = {"kind": code}
+        elif where == "network":
+            run_config["evaluation"]["network"] = code
+        else:
+            run_config["data"][where.removeprefix("data.")] = code
+
+    rewrite(run, change)
+    put(run, hub)
+    start = ["train", "tokenizer", "quickstart", "--tiny", "--only", "vcq", "--start-from", "hf:eve/model"]
+    for words in (
+        ["reconstruct", "hf:eve/model"],
+        ["pull", "eve/model", "--out", str(tmp_path / "out")],
+        [*start, "--out", str(tmp_path / "mine")],
+        ["reconstruct", str(find_model("hf:eve/model", "tokenizer"))],
+    ):
+        assert main(words) == 2, words
+        said = capsys.readouterr().err.strip()
+        assert "asks for code by its place on a machine (" in said, words
+        assert "\n" not in said
+    write_json(run / MARK, {"from": "hf:eve/model"})
+    for words in (["reconstruct", str(run)], ["search-guidance", str(run)]):
+        assert main(words) == 2, words
+        assert "asks for code by its place on a machine (" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "data", ["os:system?touch sprung", "overture.data.base:Source", "/home/eve/set.zip", "../set.zip"]
+)
+@pytest.mark.parametrize("field", ["source", "held_out"])
+def test_data_that_a_model_of_the_hub_names_are_asked_for(
+    hub: StandIn, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    data: str, field: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    rewrite(run, lambda config, run_config: run_config["data"].update({"source": "fashion-mnist", field: data}))
+    put(run, hub)
+    assert main(["pull", "eve/model", "--out", "pulled"]) == 0
+    capsys.readouterr()
+    for words in (["reconstruct", "hf:eve/model"], ["reconstruct", "pulled"], ["attention", "pulled"]):
+        assert main(words) == 2, words
+        said = capsys.readouterr().err.strip()
+        assert f"its data ({data}) are code or lie elsewhere; give --data" in said
+        assert "\n" not in said
+    assert not Path("sprung").exists()
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    Path("own/all").mkdir(parents=True)
+    shutil.move("a.png", "own/all/a.png")
+    assert main(["reconstruct", "pulled", "--data", "own"]) == 0
+
+
+def test_a_source_or_network_that_is_no_class_is_not_called(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the file has lost its mark."""
+    monkeypatch.chdir(tmp_path)
+    rewrite(run, lambda config, run_config: run_config["data"].update(source="os:system?touch sprung"))
+    assert main(["reconstruct", str(run)]) == 2
+    assert "os:system: is no overture.data.base.Source" in capsys.readouterr().err
+    assert main(["reconstruct", str(run), "--network", "os:system?touch sprung"]) == 2
+    assert "os:system: is no overture.evaluation.networks.FeatureNetwork" in capsys.readouterr().err
+    assert not Path("sprung").exists()
+
+
+def test_a_law_of_someone_is_code_that_the_card_names(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "laws_of_ada.py").write_text("def eight(positions, k_min, k_max):\n    return [8] * positions\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def change(config: dict[str, Any], run_config: dict[str, Any]) -> None:
+        config["segments"][0]["codebook"]["schedule"] = "laws_of_ada:eight"
+
+    rewrite(run, change)
+    shutil.rmtree(run / "prior")
+    assert main(["push", str(run), "ada/laws", "--out", "look"]) == 0
+    assert "**It needs code that is not here**: `laws_of_ada:eight`" in Path("look/README.md").read_text()
+
+
+def test_the_commit_is_read_from_the_end_of_a_path() -> None:
+    """A folder above the cache may be called snapshots too."""
+    file = Path("/snapshots/x/models--ada--clothes/snapshots/0123/tokenizer/model.safetensors")
+    assert HubFolder("ada/clothes").pinned(file) == HubFolder("ada/clothes", "0123")
+
+
 @pytest.mark.parametrize(
     ("path", "left"),
     [
@@ -541,6 +667,18 @@ def test_a_model_of_the_hub_names_no_code_by_its_place(hub: StandIn, run: Path, 
         ("runs/a", "runs/a"),
         ("hf:ada/clothes@v1/a", "hf:ada/clothes@v1/a"),
         ("", ""),
+        ("my_source:Photos?/home/ada/photos", "my_source:Photos?photos"),
+        ("networks: /home/ada/x: cannot read", "networks: x: cannot read"),
+        ("no such file: '/home/ada/my x/a.zip'", "no such file: 'a.zip'"),
+        ("/home/ada/a.zip, /home/ada/b.zip/val", "a.zip, b.zip/val"),
+        ("set=~ada/a,out=C:\\ada\\b", "set=a,out=b"),
+        ("../ada/photos.zip", "photos.zip"),
+        ("runs/../../ada/photos.zip/train", "photos.zip/train"),
+        ("/home/ada.lovelace/photos/", "photos"),
+        ("file:///home/ada/x", "file:x"),
+        ("FD(my_net:Net?/home/ada/w.pt)", "FD(my_net:Net?w.pt)"),
+        ("https://a.example/b/c", "https://a.example/b/c"),
+        ("bits/s, PSNR / SSIM, 1/2 of all", "bits/s, PSNR / SSIM, 1/2 of all"),
     ],
 )
 def test_of_paths_of_this_machine_the_last_part_stays(path: str, left: str) -> None:

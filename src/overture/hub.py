@@ -77,8 +77,8 @@ class HubFolder:
 
     def pinned(self, fetched: Path) -> HubFolder:
         """The same at the commit that a fetched file is of, which the cache names."""
-        parts = fetched.parts
-        commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else self.revision
+        parts = fetched.parts[::-1]  # from the end: a folder above the cache may be called the same
+        commit = parts[parts.index("snapshots") - 1] if "snapshots" in parts[1:] else self.revision
         return HubFolder(self.repository, commit, self.folder)
 
 

@@ -26,13 +26,17 @@ from overture.files import cannot_write, check_once, json_hash, near_path, repla
 from overture.hub import HubFolder, is_hub
 
 __all__ = [
-    "check_config", "find_model", "header_texts", "ids_hash", "load_model", "model_hash", "opened_weights", "read_metadata",
+    "NoModel", "check_config", "find_model", "header_texts", "ids_hash", "load_model", "model_hash", "opened_weights", "read_metadata",
     "read_tensors", "read_weights", "save_model", "weights_hash", "without_folders",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class NoModel(OvertureError):
+    """A run, a folder or a repository is there, and holds no model of the kind that was asked for."""
 
 
 def save_model(path: Path, kind: str, weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> str:
@@ -206,7 +210,7 @@ def find_model(path: str | Path | HubFolder, kind: str) -> Path:
         folder = HubFolder.parse(path)
         found = folder.fetch(f"{kind}/model.safetensors") or folder.fetch("model.safetensors")
         if found is None:
-            raise OvertureError(lacking)
+            raise NoModel(lacking)
         return found
     given = Path(path).expanduser()
     candidates = [given, given / "model.safetensors", given / kind / "model.safetensors"]
@@ -220,7 +224,7 @@ def find_model(path: str | Path | HubFolder, kind: str) -> Path:
         )
     if given.exists():
         runs = [place.parents[1] for place in sorted(given.glob(f"*/{kind}/model.safetensors"))]
-        raise OvertureError(f"{lacking}; give one of its runs: {runs[0]}" if runs else lacking)
+        raise NoModel(f"{lacking}; give one of its runs: {runs[0]}" if runs else lacking)
     raise OvertureError(f"{path}: no such file or run{near_path(given)} (of the hub, write hf:owner/name)")
 
 

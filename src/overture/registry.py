@@ -16,7 +16,7 @@ from typing import Any
 
 from overture.errors import OvertureError, UsageError, nearest
 
-__all__ = ["OpenList", "place_of", "resolve", "strangers_code"]
+__all__ = ["OpenList", "place_of", "resolve", "resolve_class", "strangers_code"]
 
 
 _FILES: dict[str, str] = {}
@@ -67,6 +67,14 @@ def resolve(spec: str) -> Any:
             place = getattr(module, "__file__", None) or module_name
             raise UsageError(f"{spec}: {place} has no '{part}'{nearest(part, valid)}")
         found = getattr(found, part)
+    return found
+
+
+def resolve_class(spec: str, kind: type) -> Any:
+    """The subclass of ``kind`` that ``spec`` means. A file of someone else may name anything, so nothing else is called."""
+    found = resolve(spec)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UsageError(f"{spec}: is no {kind.__module__}.{kind.__name__}")
     return found
 
 

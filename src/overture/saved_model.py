@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
+from overture.elsewhere import names_in
 from overture.errors import UsageError
 from overture.files import copy_file
-from overture.hub import HubFolder, find_place, is_hub, upload
+from overture.hub import HubFolder, find_place, upload
 from overture.model_files import (
     find_model,
-    last_parts,
     load_model,
     read_metadata,
     read_weights,
@@ -29,7 +29,7 @@ from overture.model_files import (
     without_folders,
 )  # fmt: skip
 
-__all__ = ["FILE", "Origin", "SavedModel", "Weights", "check_elsewhere", "strangers_kinds"]
+__all__ = ["FILE", "Origin", "SavedModel", "Weights"]
 
 Weights = Literal["raw", "ema"]
 
@@ -80,8 +80,6 @@ class SavedModel(nn.Module):
         """The trained module that ``path`` means (:func:`overture.model_files.find_model`), ready to use."""
         file = find_model(path, cls.kind)
         metadata = read_metadata(file, cls.kind)
-        if is_hub(path):
-            check_elsewhere(metadata.get("config"), str(path))
         role = weights or cls.usual_weights(metadata)
         module = load_model(file, role, lambda: cls._build(metadata, file))
         module.origin = Origin(file, role, metadata)
@@ -140,7 +138,7 @@ class SavedModel(nn.Module):
 
     @classmethod
     def _build(cls, metadata: Mapping[str, Any], file: Path) -> Self:
-        needed = strangers_kinds(metadata.get("config"))
+        needed = names_in(metadata.get("config"))
         try:
             return cls.from_metadata(metadata, str(file))
         except UsageError as error:
@@ -161,19 +159,3 @@ class SavedModel(nn.Module):
         return own.keys() == stored.keys() and all(
             tensor.dtype == own[name].dtype and torch.equal(tensor, own[name].cpu()) for name, tensor in stored.items()
         )
-
-
-def strangers_kinds(config: Any) -> list[str]:
-    """The parts of a plain config that are of nobody's list but someone's ``module:name``, each once."""
-    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ()
-    own = [str(config["kind"])] if isinstance(config, dict) and ":" in str(config.get("kind", "")) else []
-    return list(dict.fromkeys(own + [kind for part in parts for kind in strangers_kinds(part)]))
-
-
-def check_elsewhere(config: Any, where: str) -> None:
-    """Refuse a plain config of someone else that names code by a place outside of the current folder."""
-    for kind in strangers_kinds(config):
-        if last_parts(kind) != kind or ".." in kind:
-            raise UsageError(
-                f"{where}: asks for code by its place on a machine ({kind}); a model from elsewhere may not"
-            )

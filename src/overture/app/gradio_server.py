@@ -6,6 +6,7 @@ A Space of the hub is an ``app.py`` of two lines: ``from overture.app.gradio_ser
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,20 +25,71 @@ WAITING = 8
 """Requests that may wait; the next one is told that the queue is full."""
 FILES = re.compile(r"/(file|proxy)(=|/)|/(stream|monitoring|custom_component|deep_link|run-history)(/|$)")
 """Gradio's addresses that lead to files, or to other servers. The page uses none of them."""
+ADDRESS = re.compile(r"\s*\w[\w+.-]*://")
 
 
 class FilesRefused:
-    """An ASGI application in front of the page's that answers 403 where a file is asked for."""
+    """An ASGI application in front of the page's that answers 403 where a file is asked for, or where a request names an
+    address as its file: Gradio would fetch it. What is sent as JSON may have as many bytes as an upload (else 413)."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or not FILES.search(scope["path"]):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+        elif FILES.search(scope["path"]):
+            await _refuse(send, 403, b"no files are served here\n")
+        elif scope.get("method") != "POST" or scope["path"].endswith("/upload"):  # which looks at sizes itself
+            await self.app(scope, receive, send)
+        else:
+            await self._read_first(scope, receive, send)
+
+    async def _read_first(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on after its whole body was looked at."""
+        messages, size = [], 0
+        while True:
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if size > MAX_BYTES:
+                await _refuse(send, 413, b"more than an upload may have\n")
+                return
+            if not messages[-1].get("more_body"):
+                break
+        if names_address(b"".join(message.get("body", b"") for message in messages)):
+            await _refuse(send, 403, b"nothing is fetched from elsewhere\n")
             return
-        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"no files are served here\n"})
+
+        async def again() -> Any:
+            return messages.pop(0) if messages else await receive()
+
+        await self.app(scope, again, send)
+
+
+async def _refuse(send: Any, status: int, text: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": text})
+
+
+def names_address(body: bytes) -> bool:
+    """Whether some ``path`` in a JSON body is an address; so is what is no JSON. The ``url`` beside a path is not read by
+    Gradio, and the page itself sends one."""
+    if not body:
+        return False
+    try:
+        parts = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return True
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            path = part.get("path")
+            if isinstance(path, str) and ADDRESS.match(path):
+                return True
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return False
 
 
 def serve(path: str | Path, *, host: str = LOOPBACK, port: int | None = None, device: str = "auto") -> None:

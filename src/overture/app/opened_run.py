@@ -15,9 +15,9 @@ from torch import Tensor
 
 from overture.data.pil_images import from_pil, to_pil
 from overture.data.transforms import to_float, to_uint8
-from overture.errors import OvertureError, UsageError
+from overture.errors import UsageError
 from overture.layout import Layout
-from overture.model_files import find_model
+from overture.model_files import NoModel, find_model
 from overture.pipeline import Pipeline
 from overture.priors.model import Prior
 from overture.runs.class_names import class_names
@@ -123,7 +123,7 @@ def _has_prior(path: str | Path) -> bool:
     tokenizer = find_model(path, "tokenizer")
     try:
         return find_model(path, "prior") != tokenizer
-    except OvertureError:
+    except NoModel:
         return False
 
 

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from overture.data.order import some_of
     from overture.data.sources import open_source
     from overture.data.stream import evaluation_batches
+    from overture.elsewhere import check_data
     from overture.model_files import model_hash
     from overture.pipeline import load_tokenizer
     from overture.runs.directory import RunDirectory
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
         source = open_source(options.data)
     else:
         data = directory.read_config().data
+        check_data(directory.config, (data.source, data.held_out), "--data")
         source = data.build().held_out
     if options.images > len(source):
         raise UsageError(f"--images is {options.images:,}, but {source.name} has {len(source):,}")

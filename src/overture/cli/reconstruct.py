@@ -73,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
         lpips = LpipsConfig(vgg_weights=options.vgg_weights, heads=options.lpips_heads).build().to(device)
     network = load_network(options.network, device) if options.network else None
     tokenizer = load_tokenizer(options.path, options.weights, device=device)
-    metadata = read_metadata(find_model(options.path, "tokenizer"), "tokenizer")
-    source, which = chosen_images(options.data, options.part, metadata)
+    file = find_model(options.path, "tokenizer")
+    metadata = read_metadata(file, "tokenizer")
+    source, which = chosen_images(options.data, options.part, metadata, file)
     # What is measured has to be whole.
     data = images_as_trained(options.path, tokenizer, corrupt_limit=0.0)
     if options.images and options.images > len(source):
@@ -103,18 +104,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def chosen_images(data: str | None, part: str | None, metadata: dict[str, Any]) -> tuple[Source, str]:
+def chosen_images(data: str | None, part: str | None, metadata: dict[str, Any], file: Path) -> tuple[Source, str]:
     """The images to send through, and which these are in words.
 
     Of the tokenizer's own data those that were kept from its training, if nothing else is asked for: what it has seen
-    before says less.
+    before says less. Of a ``file`` of the hub, data that are code or lie elsewhere are not opened unless they are given.
     """
     from overture.config import from_dict
     from overture.data.sources import open_source
     from overture.data.stream import DataConfig
+    from overture.elsewhere import check_data, is_elsewhere, opens_here
 
     known = metadata.get("run_config", {}).get("data")
     own = from_dict(DataConfig, known, "data of the tokenizer's run") if known else None
+    if own and data and is_elsewhere(file) and not opens_here(own.held_out):
+        own = None
     if own is None and data is None:
         raise UsageError("reconstruct: this tokenizer does not say what it was trained on; give --data")
     if own is None or (data is not None and not _same_place(data, own.source)):
@@ -122,6 +126,7 @@ def chosen_images(data: str | None, part: str | None, metadata: dict[str, Any]) 
             raise UsageError(f"--part {part}: {data} is not the data that this tokenizer was trained on")
         assert data is not None
         return open_source(data), f"all images of {data}"
+    check_data(file, () if data else (own.source, own.held_out), "--data")
     if part == "all":
         return open_source(own.source), f"all images of {own.source}, those of the training among them"
     images = own.build()

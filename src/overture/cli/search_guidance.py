@@ -118,6 +118,7 @@ def choose_reference(
 ) -> ImageStatistics:
     """What is tuned against: held-out images unless told otherwise; never unknowingly what results are reported on."""
     from overture.data.stream import evaluation_batches
+    from overture.elsewhere import check_data
     from overture.evaluation.statistics import measure_batches, read_statistics
 
     if options.reference or options.on_test_reference:
@@ -130,6 +131,7 @@ def choose_reference(
                 "the numbers. Add --on-test-reference if that is meant"
             )
         return reference
+    check_data(run.config, (config.data.source, config.data.held_out), "--reference")
     data = config.data.build()
     batches = (batch.images for batch in evaluation_batches(data.held_out, config.data, options.batch_size))
     return measure_batches(f"{data.held_out.name}, held-out images", judge, batches, progress=True)

@@ -15,7 +15,7 @@ from overture.data.shards import find_shards
 from overture.data.tars import TarSource
 from overture.errors import UsageError, near, nearest
 from overture.files import near_path
-from overture.registry import resolve, strangers_code
+from overture.registry import resolve_class, strangers_code
 
 __all__ = ["ArraySource", "CorruptImage", "Source", "open_source", "split", "subset"]
 
@@ -53,7 +53,7 @@ def open_source(spec: str) -> Source:
         return FolderSource(spec, deep)
     if path.exists() and spec:
         raise UsageError(f"{spec}: not a folder, a .zip, .npz, .parquet or .tar file")
-    raise UsageError(f"no data source '{spec}'{_suggestion(spec, path)}")
+    raise UsageError(f"no data source '{spec}': no such folder, file or data set{_suggestion(spec, path)}")
 
 
 def _file_source(spec: str, file: Path, inner: str) -> Source:
@@ -69,11 +69,9 @@ def _file_source(spec: str, file: Path, inner: str) -> Source:
 
 def _strangers_source(spec: str) -> Source:
     place, _, text = spec.partition("?")
-    make = resolve(place)
+    make = resolve_class(place, Source)
     with strangers_code(place):
-        source = make(text)
-    if not isinstance(source, Source):
-        raise UsageError(f"{place}: is no overture.data.base.Source")
+        source: Source = make(text)
     return source
 
 

@@ -34,7 +34,7 @@ from overture.errors import OvertureError, UsageError, missing_package, near, ne
 from overture.files import file_hash
 from overture.model_files import read_tensors, weights_hash
 from overture.nn.classifier import load_classifier
-from overture.registry import resolve, strangers_code
+from overture.registry import resolve_class, strangers_code
 
 __all__ = [
     "FORMS", "DomainNetwork", "FeatureNetwork", "InceptionNetwork", "Outputs", "RandomNetwork", "TimmNetwork",
@@ -129,11 +129,9 @@ def load_network(specification: str, device: torch.device | str = "cpu") -> Feat
     if not rest:
         raise UsageError(f"unknown feature network '{kind}'{nearest(kind, FORMS)}, or write module:Class")
     place, _, argument = specification.partition("?")
-    make = resolve(place)
+    make = resolve_class(place, FeatureNetwork)
     with strangers_code(place):
-        network = make(argument, device)
-    if not isinstance(network, FeatureNetwork):
-        raise UsageError(f"{place}: is no overture.evaluation.networks.FeatureNetwork")
+        network: FeatureNetwork = make(argument, device)
     return network
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from overture.config import from_dict
+from overture.elsewhere import MARK, checked, last_parts, names_in
 from overture.errors import OvertureError, UsageError
 from overture.files import copy_file, read_json, read_record, replacing, write_json, write_record
 from overture.hub import HubFolder
 from overture.layout import Layout
-from overture.model_files import last_parts, read_metadata, without_folders
+from overture.model_files import read_metadata, without_folders
 from overture.report.records import Record, read_records
 from overture.runs.directory import RunDirectory
-from overture.saved_model import FILE, check_elsewhere, strangers_kinds
+from overture.saved_model import FILE
 from overture.share.model_card import Card
 from overture.tokenizers.config import TokenizerConfig
 
@@ -77,7 +78,7 @@ def _card(
     repository: str, record: Record, metadata: dict[str, dict[str, Any]], licence: str, pictures: list[str]
 ) -> Card:
     layout = _layout(metadata)
-    needed = [kind for about in metadata.values() for kind in strangers_kinds(last_parts(about["config"]))]
+    needed = [kind for about in metadata.values() for kind in names_in(last_parts(about["config"]))]
     return Card(
         repository,
         record,
@@ -123,16 +124,17 @@ def fetch_repository(place: HubFolder, out: Path | None = None) -> tuple[HubFold
             f"{place}: is no repository of Overture's (it holds none of tokenizer/{FILE}, prior/{FILE}, {FILE})"
         )
     for name, path in found.items():
-        check_elsewhere(_read_any(path, name)["config"], str(place))
+        _read_any(path, name)
     for name in (*RECORDS, *OTHERS):
         if path := place.fetch(name):
             found[name] = path
     for name in RECORDS:
         if name in found:
-            read_record(found[name])
+            checked(found[name], read_record(found[name]))
     if "classes.json" in found:
         read_json(found["classes.json"], list)
     if out is not None:
+        write_json(out / MARK, {"from": str(place)})
         for name, path in found.items():
             copy_file(path, out / name)
     return place, found
@@ -144,5 +146,7 @@ def _read_any(path: Path, name: str) -> dict[str, Any]:
         return read_metadata(path, name.partition("/")[0])
     try:
         return read_metadata(path, KINDS[0])
+    except UsageError:
+        raise
     except OvertureError:
         return read_metadata(path, KINDS[1])
