@@ -16,30 +16,29 @@ from overture.training.checkpoint import latest_step, load_state
 BREAKS = '''
 import os, signal
 from overture.data.known_sets import open_embedded
-from overture.data.base import Source
 from overture.errors import OvertureError
 
 count = 0
+INNER = open_embedded("embedded:fashion-mnist")
 
-def source(how):
+
+class Breaks(type(INNER)):
     """The embedded images; the second process breaks at its 200th."""
-    inner = open_embedded("embedded:fashion-mnist")
-    kind = type(inner)
 
-    class Breaks(kind):
-        def read(self, index):
-            global count
-            count += 1
-            if os.environ["RANK"] == "1" and count > 200:
-                if how == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if how == "raise":
-                    raise OvertureError("the disk is gone")
-                raise ZeroDivisionError("a bug of somebody")
-            return super().read(index)
+    def __init__(self, how):
+        vars(self).update(vars(INNER))
+        self.how = how
 
-    inner.__class__ = Breaks
-    return inner
+    def read(self, index):
+        global count
+        count += 1
+        if os.environ["RANK"] == "1" and count > 200:
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "raise":
+                raise OvertureError("the disk is gone")
+            raise ZeroDivisionError("a bug of somebody")
+        return super().read(index)
 '''
 
 
@@ -50,7 +49,7 @@ def start(folder: Path, how: str) -> list[subprocess.Popen[str]]:
         port = str(free.getsockname()[1])
     words = [
         "run", "quickstart", "--tiny", "--only", "vcq", "--out", "out", "--device", "cpu",
-        "--data.source", f"my_source:source?{how}", "--judge.training.checkpoint-minutes", "0",
+        "--data.source", f"my_source:Breaks?{how}", "--judge.training.checkpoint-minutes", "0",
     ]  # fmt: skip
     found = []
     for rank in ("0", "1"):
