@@ -267,7 +267,14 @@ def test_a_corrupt_image_is_not_left_out_of_a_reconstruction(run, capsys, tmp_pa
     for number in range(3):
         Image.fromarray(np.full((28, 28), number, np.uint8)).save(folder / f"{number}.png")
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
-    assert "1.png" in refusal(capsys, "reconstruct", run, "--data", folder.parent)
+    told = refusal(capsys, "reconstruct", run, "--data", folder.parent)
+    assert "1.png" in told
+    assert "--corrupt-limit" in told
+    found = answer(capsys, "reconstruct", run, "--data", folder.parent, "--corrupt-limit", "0.5")
+    assert found["quality"]["images"] == 2  # the others, and it says so
+    file = tmp_path / "a.tokens"
+    assert "--corrupt-limit" in refusal(capsys, "tokenize", run, "--data", folder.parent, "--out", file)
+    answer(capsys, "tokenize", run, "--data", folder.parent, "--out", file, "--corrupt-limit", "0.5")
 
 
 @pytest.mark.parametrize("background", ["black", "#808080", None])

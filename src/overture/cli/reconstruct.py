@@ -43,6 +43,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--lpips-heads", default="", metavar="FILE", help="LPIPS' heads, if the package is not installed"
     )
+    parser.add_argument(
+        "--corrupt-limit",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the images that may be unreadable (default: %(default)s)",
+    )
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--out", type=Path, help="picture to write (.png)")
     add_output(parser)
@@ -77,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     metadata = read_metadata(file, "tokenizer")
     source, which = chosen_images(options.data, options.part, metadata, file)
     # What is measured has to be whole.
-    data = images_as_trained(options.path, tokenizer, corrupt_limit=0.0)
+    data = images_as_trained(options.path, tokenizer, corrupt_limit=options.corrupt_limit)
     if options.images and options.images > len(source):
         raise UsageError(f"--images is {options.images:,}, but there are {len(source):,} ({which})")
     source = subset(source, some_of(len(source), options.images))

@@ -20,6 +20,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the token file")
     parser.add_argument("--crops", choices=("center", "ten"), default="center", help="(default: center)")
     parser.add_argument("--weights", choices=("raw", "ema"), help="(default: the file's own, mostly ema)")
+    parser.add_argument(
+        "--corrupt-limit",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help="of the images that may be unreadable (default: %(default)s)",
+    )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -40,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.path, options.weights, device=processes.device)
     digest = ids_hash(read_metadata(find_model(options.path, "tokenizer"), "tokenizer"))
     source = open_source(options.data)
-    data = images_as_trained(options.path, tokenizer, source=options.data)
+    data = images_as_trained(options.path, tokenizer, source=options.data, corrupt_limit=options.corrupt_limit)
     with stoppable():
         file = write_tokens(
             tokenizer, digest, source, data, TokensConfig(options.crops, options.batch_size), options.out,

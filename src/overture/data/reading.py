@@ -126,8 +126,8 @@ class CorruptCount:
         if corrupt and len(self.found) > self.limit * len(self.source):
             first = next(iter(self.found.values()))
             raise OvertureError(
-                f"{len(self.found)} of {len(self.source)} images are corrupt, more than --data.corrupt-limit {self.limit:g} "
-                f"allows; the first: {first}"
+                f"{len(self.found)} of {len(self.source)} images are corrupt, more than a share of {self.limit:g} "
+                f"(--corrupt-limit, of a run --data.corrupt-limit); the first: {first}"
             )
 
 
