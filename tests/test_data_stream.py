@@ -244,7 +244,8 @@ def test_too_many_corrupt_images_stop_the_run(workers):
                 read()
                 continue
             with pytest.raises(
-                OvertureError, match=r"3 of 10 images are corrupt, more than a share of 0\.2 .*--data\.corrupt-limit.*image-"
+                OvertureError,
+                match=r"3 of 10 images are corrupt, more than a share of 0\.2 .*--data\.corrupt-limit.*image-",
             ) as caught:
                 read()
             assert "\n" not in str(caught.value)
