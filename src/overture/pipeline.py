@@ -5,7 +5,6 @@ A path may be a model file, the directory it lies in, a run, or on the hub (``hf
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -17,14 +16,13 @@ from torch import Tensor
 from overture.data.pil_images import Pictures, from_pil, to_pil
 from overture.data.transforms import to_float, to_uint8
 from overture.errors import OvertureError, UsageError
-from overture.hub import HubFolder, find_place, is_hub, upload
+from overture.hub import HubFolder, find_place, is_hub
 from overture.layout import Layout
-from overture.model_files import without_folders
 from overture.priors.model import Prior
 from overture.priors.sampler import Sampler
 from overture.priors.sampling import Sampling
 from overture.processes import Processes
-from overture.saved_model import FILE, Weights
+from overture.saved_model import Weights, push_models
 from overture.tokenizers.tokenizer import Tokenizer
 
 __all__ = ["Pipeline", "balanced_classes", "load_prior", "load_tokenizer"]
@@ -108,13 +106,9 @@ class Pipeline:
 
         ``overture push`` does it for a run, with a card of its numbers.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            root = self.save_pretrained(scratch)
-            for model in (self.tokenizer, self.prior):
-                without_folders(root / model.kind / FILE, model.kind)
-            if card:
-                (root / "README.md").write_text(card, encoding="utf-8")
-            return upload(root, repository, private=private, revision=revision, message=message or "Add models")
+        models = {model.kind: model for model in (self.tokenizer, self.prior)}
+        message = message or "Add models"
+        return push_models(models, repository, private=private, revision=revision, message=message, card=card)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move both models to a device; the pipeline itself."""

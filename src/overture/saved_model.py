@@ -29,7 +29,7 @@ from overture.model_files import (
     without_folders,
 )  # fmt: skip
 
-__all__ = ["FILE", "Origin", "SavedModel", "Weights"]
+__all__ = ["FILE", "Origin", "SavedModel", "Weights", "push_models"]
 
 Weights = Literal["raw", "ema"]
 
@@ -129,12 +129,8 @@ class SavedModel(nn.Module):
         ``revision`` is a branch (default: the default branch), ``card`` the text of its README. Folders of this machine
         that the run's config names (of the data, for example) are left out. Needs a token: ``hf auth login``, or ``HF_TOKEN``.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            without_folders(self.save_pretrained(folder), self.kind)
-            if card:
-                (folder / "README.md").write_text(card, encoding="utf-8")
-            return upload(folder, repository, private=private, revision=revision, message=message or f"Add {self.kind}")
+        message = message or f"Add {self.kind}"
+        return push_models({"": self}, repository, private=private, revision=revision, message=message, card=card)
 
     @classmethod
     def _build(cls, metadata: Mapping[str, Any], file: Path) -> Self:
@@ -159,3 +155,16 @@ class SavedModel(nn.Module):
         return own.keys() == stored.keys() and all(
             tensor.dtype == own[name].dtype and torch.equal(tensor, own[name].cpu()) for name, tensor in stored.items()
         )
+
+
+def push_models(
+    models: Mapping[str, SavedModel], repository: str, *, private: bool, revision: str | None, message: str, card: str
+) -> HubFolder:
+    """Save each model into its folder of a repository (``""`` is the repository itself), without folders of this machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for folder, model in models.items():
+            without_folders(model.save_pretrained(root / folder), model.kind)
+        if card:
+            (root / "README.md").write_text(card, encoding="utf-8")
+        return upload(root, repository, private=private, revision=revision, message=message)

@@ -28,10 +28,7 @@ def answer(
         except Exception as error:
             raise in_page(error) from error
 
-    event(
-        call, list(inputs), list(outputs), api_visibility="private", concurrency_id="models", concurrency_limit=1,
-        show_progress="minimal",
-    )  # fmt: skip
+    _listen(event, call, inputs, outputs, "minimal")
 
 
 def answer_step_by_step(
@@ -45,9 +42,16 @@ def answer_step_by_step(
         except Exception as error:
             raise in_page(error) from error
 
+    _listen(event, call, inputs, outputs, "hidden")
+
+
+def _listen(
+    event: Callable[..., Any], call: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], progress: str
+) -> None:
+    """One answer at a time, for the models are shared; no address of the server calls it by name."""
     event(
         call, list(inputs), list(outputs), api_visibility="private", concurrency_id="models", concurrency_limit=1,
-        show_progress="hidden",
+        show_progress=progress,
     )  # fmt: skip
 
 

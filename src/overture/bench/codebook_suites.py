@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from overture.bench.suite import Suite
@@ -38,18 +39,8 @@ def few_images() -> Suite:
     All judge against the 60,000 images that the tokenizers have seen: a prior that repeats its 2,000 does not get near.
     Hardware: one CPU core a member; those of ``uniform-vcq`` are members here too.
     """
-    runs, starts, compare = [], {}, {}
-    for law in ("uniform", "linear", "equal-bits"):
-        runs.append(whole := codebook_run(law, laws()[law]))
-        for images in (10_000, 2_000):
-            name = f"{law}-{images}"
-            runs.append(_other_prior(whole, name, {"tokens.images": images}))
-            starts[name], compare[name] = law, f"uniform-{images}"
-        compare[law] = "uniform"
-    return Suite(
-        runs=tuple(runs), compare=compare, starts_from=starts, metrics={**GENERATION, **BITS, **COPIES},
-        readings=READINGS, folder="fashion-mnist-16",
-    )  # fmt: skip
+    priors = {str(images): {"tokens.images": images} for images in (10_000, 2_000)}
+    return _with_other_priors(priors, {**GENERATION, **BITS, **COPIES})
 
 
 def prior_sizes() -> Suite:
@@ -57,17 +48,8 @@ def prior_sizes() -> Suite:
 
     Hardware: one CPU core a member; the largest takes the longest, about as long as 6 of the second.
     """
-    runs, starts, compare = [], {}, {}
-    for law in ("uniform", "linear", "equal-bits"):
-        runs.append(whole := codebook_run(law, laws()[law]))
-        for name, (dim, depth) in PRIORS.items():
-            runs.append(_other_prior(whole, f"{law}-{name}", {"prior.dim": dim, "prior.depth": depth}))
-            starts[f"{law}-{name}"], compare[f"{law}-{name}"] = law, f"uniform-{name}"
-        compare[law] = "uniform"
-    return Suite(
-        runs=tuple(runs), compare=compare, starts_from=starts, metrics={**GENERATION, **BITS}, readings=READINGS,
-        folder="fashion-mnist-16",
-    )  # fmt: skip
+    priors = {name: {"prior.dim": dim, "prior.depth": depth} for name, (dim, depth) in PRIORS.items()}
+    return _with_other_priors(priors, {**GENERATION, **BITS})
 
 
 def cifar_codebooks() -> Suite:
@@ -192,7 +174,18 @@ def in_colour(run: RunConfig) -> RunConfig:
     return run.changed({"data.source": "cifar10", "data.held_out": "cifar10/test", "data.channels": 3})
 
 
-def _other_prior(run: RunConfig, name: str, changes: dict[str, object]) -> RunConfig:
-    """The same tokenizer under another prior."""
-    training = replace(run.tokenizer_training, trains="nothing", start_from=run.name)
-    return replace(run, tokenizer_training=training).changed({"name": name, **changes})
+def _with_other_priors(priors: Mapping[str, dict[str, int]], metrics: dict[str, str]) -> Suite:
+    """Three codebooks under their own prior and under other ones, each beside the uniform codebook under the same."""
+    runs, starts, compare = [], {}, {}
+    for law in ("uniform", "linear", "equal-bits"):
+        runs.append(whole := codebook_run(law, laws()[law]))
+        training = replace(whole.tokenizer_training, trains="nothing", start_from=law)
+        for prior, changes in priors.items():
+            name = f"{law}-{prior}"
+            runs.append(replace(whole, tokenizer_training=training).changed({"name": name, **changes}))
+            starts[name], compare[name] = law, f"uniform-{prior}"
+        compare[law] = "uniform"
+    return Suite(
+        runs=tuple(runs), compare=compare, starts_from=starts, metrics=metrics, readings=READINGS,
+        folder="fashion-mnist-16",
+    )  # fmt: skip

@@ -16,21 +16,17 @@ from overture.bench.codebook_suites import (
 )
 from overture.bench.suite import Suite
 from overture.interop.releases import prologue_segment
-from overture.losses.perceptual import NoPerceptual
-from overture.priors.model import PriorConfig
-from overture.quantizers import VectorConfig
-from overture.recipes.prologue_small import POST_RATE, PRIOR_RATE, SHARED_RATE
+from overture.recipes.prologue_small import POST_TRAINING, SHARED_RATE, joint_prior, visual_segment
 from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig
 from overture.tokenizers.config import SegmentConfig
-from overture.training.joint_prior import JointPriorConfig
-from overture.training.optim import OptimizerConfig
 
 __all__ = ["cifar_prologue", "prologue", "prologue_vcq"]
 
 VISUAL_CODES, PROLOGUE_CODES = 512, 64
 RATE = "tokenizer_training.optimizer.learning_rate"
+JOINT_PRIOR = joint_prior(warmup=100, flat=800, ema_half_life=100.0)
 
 
 def prologue() -> Suite:
@@ -75,9 +71,7 @@ def cifar_prologue() -> Suite:
 def prologue_runs() -> tuple[RunConfig, ...]:
     """The baseline, prologues in a shared encoder, and those of Post."""
     plain = small_images(one_dimensional("2d", laws()["uniform"])).changed({RATE: SHARED_RATE})
-    patches = SegmentConfig(
-        "visual", "patches", 0, CodebookConfig("uniform", k_max=VISUAL_CODES), VectorConfig(z_dim=12, revive_after=200)
-    )
+    patches = visual_segment("patches", CodebookConfig("uniform", k_max=VISUAL_CODES))
     plain = plain.changed({"tokenizer.segments": (patches,)})
     four, sixteen = (_shared(plain, tokens, patches) for tokens in (4, 16))
     weight = "tokenizer_training.joint.{}_weight"
@@ -95,7 +89,7 @@ def prologue_runs() -> tuple[RunConfig, ...]:
 def _shared(plain: RunConfig, tokens: int, visual: SegmentConfig) -> RunConfig:
     """A prologue from the encoder of the visual tokens."""
     segments = (prologue_segment(tokens, PROLOGUE_CODES), visual)
-    joint = replace(_joint_prior(), prologue_weight=0.0)
+    joint = replace(JOINT_PRIOR, prologue_weight=0.0)
     return plain.changed(
         {"name": f"prologue-{tokens}", "tokenizer.segments": segments, "tokenizer_training.joint": joint}
     )
@@ -109,26 +103,8 @@ def _post(plain: RunConfig, name: str, tokens: int, visual: SegmentConfig) -> Ru
         segments=(prologue_segment(tokens, PROLOGUE_CODES, source="post"), visual),
         post_encoder=post_encoder,
     )
-    return replace(plain, tokenizer=tokenizer).changed(
-        {
-            "name": name,
-            RATE: POST_RATE,
-            "tokenizer_training.joint": replace(_joint_prior(), prologue_weight=0.0),
-            # The decoder is frozen: nothing that looks at images has a gradient.
-            "tokenizer_training.perceptual": NoPerceptual(),
-            "tokenizer_training.adversarial.weight": 0.0,
-        }
-    )
-
-
-def _joint_prior() -> JointPriorConfig:
-    return JointPriorConfig(
-        prior=PriorConfig(dim=64, depth=3, heads=4, condition_dim=16, dropout=0.0),
-        optimizer=OptimizerConfig(
-            learning_rate=PRIOR_RATE, learning_rate_min=1e-4, betas=(0.9, 0.99), weight_decay=0.03, warmup=100, flat=800
-        ),
-        ema_half_life=100.0,
-    )
+    run = replace(plain, tokenizer=tokenizer).changed({"name": name, "tokenizer_training.joint": JOINT_PRIOR})
+    return run.changed(POST_TRAINING)
 
 
 def _suite(

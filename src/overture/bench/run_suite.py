@@ -36,7 +36,7 @@ class SuiteFolder:
         """What a worker does for a member."""
         run, config = self.run(member), member.config
         if member.tokenizer:
-            place = self.run(suite.chosen([member.tokenizer])[0]).root
+            place = self.run(suite.start_of(member)).root
             training = replace(config.tokenizer_training, start_from=str(place))
             config = replace(config, tokenizer_training=training)
         return MemberTask(
@@ -105,7 +105,7 @@ def _run_missing(
 
 
 def _has_its_start(member: Member, suite: Suite, folder: SuiteFolder) -> bool:
-    return not member.tokenizer or folder.run(suite.chosen([member.tokenizer])[0]).tokenizer_model.exists()
+    return not member.tokenizer or folder.run(suite.start_of(member)).tokenizer_model.exists()
 
 
 def _check(members: Iterable[Member], suite: Suite, folder: SuiteFolder) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from overture.config import to_dict
@@ -109,7 +110,7 @@ class Suite:
         """The runs that others are compared with, in words."""
         return self.compare if isinstance(self.compare, str) else " or ".join(dict.fromkeys(self.compare.values()))
 
-    @property
+    @cached_property
     def members(self) -> tuple[Member, ...]:
         """Every member, in the order of runs, seeds and priors."""
         # Other images are another group, wherever they lie: a folder goes on where the data have another path.
@@ -120,6 +121,10 @@ class Suite:
             for seed in self.seeds
             for prior in range(self.priors)
         )
+
+    def start_of(self, member: Member) -> Member:
+        """The member whose tokenizer this one starts from."""
+        return next(other for other in self.members if other.name == member.tokenizer)
 
     def tiny(self) -> Suite:
         """The same arrangement at a size that takes seconds a member: tiny runs, at most two seeds and two priors."""

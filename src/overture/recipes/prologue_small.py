@@ -16,13 +16,27 @@ from overture.tokenizers.config import SegmentConfig
 from overture.training.joint_prior import JointPriorConfig
 from overture.training.optim import OptimizerConfig
 
-__all__ = ["prologue_fashion_mnist", "prologue_post_fashion_mnist", "vcq_prologue"]
+__all__ = [
+    "joint_prior",
+    "prologue_fashion_mnist",
+    "prologue_post_fashion_mnist",
+    "vcq_prologue",
+    "visual_segment",
+]
 
 UNIFORM = CodebookConfig("uniform", k_max=512)
 GROWING = CodebookConfig("linear", k_min=2, k_max=512)
 PRIOR_RATE, SHARED_RATE, POST_RATE = 2e-3, 5e-4, 2e-4
 """Learning rates of the joint prior and of the encoder that it teaches, shared with the visual tokens or a second one: at one
 rate for both, a prologue comes out empty (docs/experiments/prologue.md)."""
+POST_TRAINING = {
+    # The decoder is frozen: nothing that looks at images has a gradient.
+    "tokenizer_training.perceptual": NoPerceptual(),
+    "tokenizer_training.adversarial.weight": 0.0,
+    "tokenizer_training.joint.prologue_weight": 0.0,
+    "tokenizer_training.optimizer.learning_rate": POST_RATE,
+}
+"""How Post is trained, as changes of a run that has a joint prior."""
 
 
 def prologue_fashion_mnist() -> tuple[RunConfig, ...]:
@@ -34,7 +48,7 @@ def prologue_fashion_mnist() -> tuple[RunConfig, ...]:
     Data: torchvision's Fashion-MNIST (downloaded, or Debian's package dataset-fashion-mnist).
     Hardware: one CPU core a model, about 30 and 50 minutes. Command: ``overture run prologue-fashion-mnist``.
     """
-    patches = _visual("patches", UNIFORM)
+    patches = visual_segment("patches", UNIFORM)
     return _laptop("2d", (patches,)), _laptop("prologue", (prologue_segment(8, 64), patches))
 
 
@@ -50,20 +64,10 @@ def prologue_post_fashion_mnist() -> tuple[RunConfig, ...]:
     Data: as ``prologue-fashion-mnist``. Hardware: one CPU core, about 35 minutes. Command:
     ``overture run prologue-post-fashion-mnist``.
     """
-    segments = (prologue_segment(4, 64, source="post"), _visual("patches", UNIFORM))
+    segments = (prologue_segment(4, 64, source="post"), visual_segment("patches", UNIFORM))
     post_encoder = replace(one_dimensional("", UNIFORM).tokenizer.encoder, gate=1.0)
-    return (
-        _laptop("post", segments, post_encoder=post_encoder).changed(
-            {
-                "tokenizer_training.start_from": "runs/prologue-fashion-mnist/2d",
-                # The decoder is frozen: nothing that looks at images has a gradient.
-                "tokenizer_training.perceptual": NoPerceptual(),
-                "tokenizer_training.adversarial.weight": 0.0,
-                "tokenizer_training.joint.prologue_weight": 0.0,
-                "tokenizer_training.optimizer.learning_rate": POST_RATE,
-            }
-        ),
-    )
+    post = _laptop("post", segments, post_encoder=post_encoder)
+    return (post.changed({"tokenizer_training.start_from": "runs/prologue-fashion-mnist/2d", **POST_TRAINING}),)
 
 
 def vcq_prologue() -> tuple[RunConfig, ...]:
@@ -79,34 +83,40 @@ def vcq_prologue() -> tuple[RunConfig, ...]:
     prologue = prologue_segment(8, 64)
     growing_prologue = replace(prologue, codebook=CodebookConfig("linear", k_min=2, k_max=64))
     layouts = {
-        "vcq-visual": (prologue, _visual("patches", GROWING)),
-        "vcq-prologue": (growing_prologue, _visual("patches", UNIFORM)),
-        "vcq-1d": (prologue, replace(_visual("queries", GROWING), tokens=49)),
+        "vcq-visual": (prologue, visual_segment("patches", GROWING)),
+        "vcq-prologue": (growing_prologue, visual_segment("patches", UNIFORM)),
+        "vcq-1d": (prologue, replace(visual_segment("queries", GROWING), tokens=49)),
     }
     return tuple(_laptop(name, segments) for name, segments in layouts.items())
 
 
-def _visual(source: str, codebook: CodebookConfig) -> SegmentConfig:
+def visual_segment(source: str, codebook: CodebookConfig) -> SegmentConfig:
+    """What the decoder sees of a small tokenizer."""
     quantizer = VectorConfig(z_dim=12, revive_after=200)
     return SegmentConfig("visual", source, 0, codebook, quantizer)  # type: ignore[arg-type]
+
+
+def joint_prior(warmup: int, flat: int, ema_half_life: float) -> JointPriorConfig:
+    """A joint prior of the size of these tokenizers."""
+    return JointPriorConfig(
+        prior=PriorConfig(dim=64, depth=3, heads=4, condition_dim=16, dropout=0.0),
+        optimizer=OptimizerConfig(
+            learning_rate=PRIOR_RATE,
+            learning_rate_min=1e-4,
+            betas=(0.9, 0.99),
+            weight_decay=0.03,
+            warmup=warmup,
+            flat=flat,
+        ),
+        ema_half_life=ema_half_life,
+    )
 
 
 def _laptop(name: str, segments: tuple[SegmentConfig, ...], post_encoder: TransformerConfig | None = None) -> RunConfig:
     """An evening's run; where the decoder skips a segment, a joint prior trains it."""
     joint = None
     if not all(segment.decoded for segment in segments):
-        joint = JointPriorConfig(
-            prior=PriorConfig(dim=64, depth=3, heads=4, condition_dim=16, dropout=0.0),
-            optimizer=OptimizerConfig(
-                learning_rate=PRIOR_RATE,
-                learning_rate_min=1e-4,
-                betas=(0.9, 0.99),
-                weight_decay=0.03,
-                warmup=200,
-                flat=2000,
-            ),
-            ema_half_life=300.0,
-        )
+        joint = joint_prior(warmup=200, flat=2000, ema_half_life=300.0)
     config = one_dimensional(name, UNIFORM)
     config = replace(
         config, tokenizer=replace(config.tokenizer, patch_size=4, segments=segments, post_encoder=post_encoder)

@@ -22,7 +22,7 @@ from overture.processes import Processes, placed
 from overture.tokenizers.tokenizer import Encoded, Tokenizer
 from overture.training.optim import OptimizerConfig
 from overture.training.prior_pass import PriorPass, sequence_loss
-from overture.training.prologue_loss import input_fillers, position_terms, soft_embeddings, sum_by_term
+from overture.training.prologue_loss import input_fillers, position_terms, soft_embeddings, sum_by_term, with_fillers
 from overture.training.step import Precision, Trainable, autocast
 
 __all__ = ["JointPrior", "JointPriorConfig"]
@@ -133,8 +133,7 @@ class JointPrior:
         """The prior takes one step on detached local ids ``[B, T]``."""
         self.prior.train().requires_grad_(True)
         sequence_BL = self.layout.to_sequence(ids)
-        replaced_BL = self.draw_dropped(len(ids))[:, None] & (self.fillers >= 0)
-        inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
+        inputs_BL = with_fillers(sequence_BL, self.fillers, self.draw_dropped(len(ids)))
         loss = self.trained.forward(inputs_BL, sequence_BL, classes, sequence_BL.numel())
         loss.backward()
         norm = self.trained.optimizer_step(step)

@@ -22,7 +22,15 @@ from overture.nn.transformer import Transformer
 from overture.priors.model import Prior
 from overture.training.prior_pass import sequence_loss
 
-__all__ = ["Judged", "PrologueLoss", "input_fillers", "position_terms", "soft_embeddings", "sum_by_term"]
+__all__ = [
+    "Judged",
+    "PrologueLoss",
+    "input_fillers",
+    "position_terms",
+    "soft_embeddings",
+    "sum_by_term",
+    "with_fillers",
+]
 
 
 class Judged(NamedTuple):
@@ -94,8 +102,7 @@ class PrologueLoss(nn.Module):
     def prior_loss(self, ids: Tensor, classes: Tensor | None = None) -> Tensor:
         """The loss of the prior itself on local ids ``[B, T]``: its mean cross-entropy per position, in nats."""
         sequence_BL = self.layout.to_sequence(ids)
-        replaced_BL = self._dropped(len(ids))[:, None] & (self.fillers >= 0)
-        inputs_BL = torch.where(replaced_BL, self.fillers, sequence_BL)
+        inputs_BL = with_fillers(sequence_BL, self.fillers, self._dropped(len(ids)))
         hidden_BLD = self.prior.hidden(self.prior.token_embedding(inputs_BL[:, :-1]), self._classes(ids, classes))
         share_L = torch.full(sequence_BL.shape[1:], 1 / sequence_BL.numel(), device=ids.device)
         return sequence_loss(self.prior, hidden_BLD, sequence_BL, share_L)[0]
@@ -186,6 +193,11 @@ def soft_embeddings(
     filler_LD = F.embedding(fillers_L.clamp(min=0), table_VD)
     replaced_BL = dropped_B[:, None] & (fillers_L >= 0)
     return torch.where(replaced_BL[..., None], filler_LD, torch.cat(parts, dim=1))
+
+
+def with_fillers(sequence_BL: Tensor, fillers_L: Tensor, dropped_B: Tensor) -> Tensor:
+    """Sequence ids in which every input with a filler is replaced by it, of the images ``dropped_B``."""
+    return torch.where(dropped_B[:, None] & (fillers_L >= 0), fillers_L, sequence_BL)
 
 
 def sum_by_term(losses_BL: Tensor, layout: Layout) -> dict[str, Tensor]:
