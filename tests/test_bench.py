@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import linalg, stats
 
-from overture.bench import SUITES, load_suite
+from overture.bench import SUITES, load_suite, second_judge
 from overture.bench.chance import Chance, Comparison, Sample, student_quantile, unit_of
 from overture.bench.member_file import Finished, processor_name, read_finished
 from overture.bench.page_table import cells, markdown
@@ -28,7 +28,9 @@ from overture.bench.run_suite import SuiteFolder
 from overture.bench.suite import Suite
 from overture.cli import main
 from overture.config import to_dict
+from overture.data.stream import evaluation_batches
 from overture.errors import OvertureError, UsageError
+from overture.evaluation.networks import FeatureNetwork, load_network
 from overture.model_files import read_metadata
 from overture.pipeline import load_prior
 from overture.processes import Processes
@@ -94,6 +96,11 @@ def sharing():
 def calibrated():
     """The same runs, read for how well their priors know themselves."""
     return replace(pair(), readings=("calibration",), metrics={"calibration.held_out.all.excess": "excess"})
+
+
+def judged():
+    """The same runs under a second judge."""
+    return replace(pair(), readings=("vgg16",), metrics={"vgg16.generation": "gFD"})
 
 
 def own(run, device):
@@ -285,6 +292,66 @@ def test_a_run_that_starts_from_another_waits_for_it(here: Path, inline: list[st
     assert inline == ["uniform-s3", "fewer-s3"]
 
 
+def test_a_further_reading_is_taken_of_a_finished_run(
+    here: Path, whole: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, "out")
+    file = Path("out/members/vcq-s3.json")
+    before = json.loads(file.read_text())
+    assert main(["bench", "my_suites:calibrated", "--out", "out", "--only", "vcq", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == ["uniform-s3"]  # finished, but for the new reading
+    after = json.loads(file.read_text())
+    added = after["values"].keys() - before["values"].keys()
+    assert "calibration.held_out.all.excess" in added
+    assert all(name.startswith("calibration.") for name in added)
+    assert {name: after["values"][name] for name in before["values"]} == before["values"]
+    assert after["readings"] == ["results", "my_suites:own", "calibration"]
+    same = before.keys() - {"readings", "values", "checksum"}
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    # Both suites have all that they want of it now; and models that lie there by another training are not taken for those.
+    assert main(["bench", "my_suites:pair", "--out", "out"]) == 0
+    assert main(["bench", "my_suites:calibrated", "--out", "out", "--only", "vcq"]) == 0
+    assert inline == ["vcq-s3"]
+    record = {name: value for name, value in after.items() if name != "checksum"}
+    file.write_text(json.dumps({**record, "readings": ["results"], "models": {"tokenizer_hash": "another"}}))
+    assert main(["bench", "my_suites:calibrated", "--out", "out", "--only", "vcq"]) == 1
+    assert "vcq-s3.json: is of other models than lie in" in capsys.readouterr().err
+
+
+def test_a_second_judge(here: Path, whole: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole, "out")
+    monkeypatch.setattr(second_judge, "NETWORK", "random:8")
+    monkeypatch.setattr(second_judge, "RECONSTRUCTED", 11)
+    assert main(["bench", "my_suites:judged", "--out", "out", "--only", "uniform", "--keep", "run"]) == 0
+    values = json.loads(Path("out/members/uniform-s3.json").read_text())["values"]
+    (run,) = Path("out").glob("runs/*/uniform-s3")
+    images = np.load("few.npz")["images"]
+    with np.load(run / "samples/unguided.npz") as file:
+        samples = file["arr_0"]
+    config = RunDirectory(run).read_config()
+    rows = config.data.build()
+    judge = load_network("random:8")
+    training = torch.cat([batch.images for batch in evaluation_batches(rows.train, config.data, 100)])
+    assert len(training) == len(images) // 2
+    expected = frechet(features(judge, torch.from_numpy(samples).permute(0, 3, 1, 2)), features(judge, training))
+    assert values["vgg16.generation"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert values["vgg16.generation"]["protocol"]["network"] == "random:8"
+    assert values["vgg16.reconstruction"]["protocol"]["images"] == 11
+    # The run's own statistics are those of its own judge.
+    assert {path.name for path in run.parent.glob("networks/reference*")} == {"reference.npz", "reference-random-8.npz"}
+
+
+def features(network: FeatureNetwork, images: torch.Tensor) -> np.ndarray[Any, Any]:
+    with torch.inference_mode():
+        return network(images).double().numpy()
+
+
+def frechet(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """By scipy's matrix root."""
+    roots = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * roots))
+
+
 def test_how_well_a_prior_knows_itself(here: Path, whole: Path, inline: list[str]) -> None:
     """What tokens cost under the prior is what the run has measured; what it expects is the entropy of its predictions."""
     shutil.copytree(whole / "runs", "out/runs")
@@ -396,10 +463,10 @@ def test_what_was_declared_otherwise_is_refused(
     assert "uniform-s3.json: was measured with another config (prior_training.steps was 4, now 5)" in (
         capsys.readouterr().err
     )
-    Path("my_suites.py").write_text(SUITE.replace('readings=("results", ', 'readings=("results", "cliff", '))
+    Path("my_suites.py").write_text(SUITE.replace("seeds=(3,), ", 'seeds=(3,), until="tokens", '))
     sys.modules.pop("my_suites")
     assert main(["bench", "my_suites:pair", "--out", "out"]) == 2
-    assert "readings was ['results', 'my_suites:own'], now ['results', 'cliff', " in capsys.readouterr().err
+    assert "until was 'report', now 'tokens'" in capsys.readouterr().err
     file = Path("out/members/vcq-s3.json")
     file.write_text(file.read_text().replace('"tiny": false', '"tiny": true'))
     sys.modules.pop("my_suites")

@@ -27,6 +27,8 @@ SUITES = OpenList(
         "cifar-codebooks": "overture.bench.codebook_suites:cifar_codebooks",
         "cifar-prologue": "overture.bench.prologue_suites:cifar_prologue",
         "cliff": "overture.bench.codebook_suites:cliff",
+        "second-judge": "overture.bench.judge_suites:second_judge",
+        "cifar-second-judge": "overture.bench.judge_suites:cifar_second_judge",
     },
 )
 

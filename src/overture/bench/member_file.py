@@ -18,7 +18,7 @@ from overture.files import json_hash, read_record, replacing, write_record
 from overture.runs.config import RunConfig
 from overture.runs.forms import DATA, Each, Maybe, check_form, number, text
 
-__all__ = ["Finished", "member_file", "processor_name", "read_finished", "write_finished", "write_lines"]
+__all__ = ["Finished", "add_values", "member_file", "processor_name", "read_finished", "write_finished", "write_lines"]
 
 
 def protocol(value: Any) -> bool:
@@ -41,6 +41,8 @@ class Finished:
     values: dict[str, Value]
     record: dict[str, Any]
     """All of the file."""
+    lacks: tuple[str, ...] = ()
+    """Readings of the suite that nobody has taken of it yet."""
 
 
 def member_file(root: Path, member: str) -> Path:
@@ -59,6 +61,12 @@ def write_finished(path: Path, about: dict[str, Any], values: dict[str, Value]) 
         "overture": __version__,
     }
     write_record(path, {**about, **machine, "values": {name: value.to_dict() for name, value in values.items()}})
+
+
+def add_values(path: Path, known: dict[str, Any], readings: tuple[str, ...], values: dict[str, Value]) -> None:
+    """Write a member's file anew with further readings; the rest stays as it was read."""
+    found = {**known["values"], **{name: value.to_dict() for name, value in values.items()}}
+    write_record(path, {**known, "readings": [*known["readings"], *readings], "values": found})
 
 
 def read_finished(root: Path, suite: Suite) -> dict[str, Finished]:
@@ -97,16 +105,15 @@ def _read(path: Path, member: Member, suite: Suite) -> Finished:
     different = differences(config, member.config)
     if record["tiny"] != suite.is_tiny:
         different.append("it is a tiny one" if record["tiny"] else "it is no tiny one")
-    for name, wanted in (("readings", list(suite.readings)), ("until", suite.until)):
-        if record[name] != wanted:
-            different.append(f"{name} was {record[name]!r}, now {wanted!r}")
+    if record["until"] != suite.until:
+        different.append(f"until was {record['until']!r}, now {suite.until!r}")
     if different:
         raise UsageError(
             f"{path}: was measured with another config ({'; '.join(different[:3])}); give another --out, or delete it and "
             f"runs/{member.group}/{member.name} beside it to run it anew"
         )
     values = {name: Value(float(v["value"]), v["unit"], v.get("protocol")) for name, v in record["values"].items()}
-    return Finished(member, values, record)
+    return Finished(member, values, record, tuple(name for name in suite.readings if name not in record["readings"]))
 
 
 def write_lines(root: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from overture.bench.member_file import write_finished
+from overture.bench.member_file import add_values, write_finished
 from overture.bench.readings import take_readings
 from overture.errors import OvertureError
 from overture.files import read_record, remove
@@ -35,8 +35,8 @@ class MemberTask(Task):
     keep: Keep = "models"
 
     def is_done(self) -> bool:
-        """Another suite with this folder may have finished the member since."""
-        return Path(self.file).exists()
+        """Another suite with this folder may have finished the member since, and taken all readings of this one."""
+        return not self._lacking(self._known())
 
     def conclude(self, run: RunDirectory, progress: Progress, processes: Processes) -> None:
         """Read, write the member's file, and give back the disk that models and numbers do not need."""
@@ -44,21 +44,35 @@ class MemberTask(Task):
         if results.failed:
             parts = "; ".join(f"{part} ({why})" for part, why in results.failed.items())
             raise OvertureError(f"could not be measured: {parts}; the same command tries again")
-        values = take_readings(tuple(self.about["readings"]), run, processes.device)
-        resolved = run.read_config()
-        models = ("tokenizer", "prior") if run.prior_model.exists() else ("tokenizer",)
-        about = {
-            **self.about,
-            "device": str(processes.device),
-            "precision": {p: getattr(resolved, p).precision for p in ("tokenizer_training", "prior_training")},
-            "data": read_record(run.data),
-            "models": run.model_hashes(*models),
-        }
-        write_finished(Path(self.file), about, values)
+        models = run.model_hashes(*(("tokenizer", "prior") if run.prior_model.exists() else ("tokenizer",)))
+        known = self._known()
+        if known and known["models"] != models:
+            raise OvertureError(f"{self.file}: is of other models than lie in {run.root}; delete it to measure these")
+        values = take_readings(self._lacking(known), run, processes.device)
+        if known:
+            add_values(Path(self.file), known, self._lacking(known), values)
+        else:
+            resolved = run.read_config()
+            about = {
+                **self.about,
+                "device": str(processes.device),
+                "precision": {p: getattr(resolved, p).precision for p in ("tokenizer_training", "prior_training")},
+                "data": read_record(run.data),
+                "models": models,
+            }
+            write_finished(Path(self.file), about, values)
         if self.keep == "models":
             remove(run.root / "tokens")
             for samples in run.samples.glob("*.npz"):
                 remove(samples)
+
+    def _known(self) -> dict[str, Any]:
+        """What the member's file holds; nothing where there is none."""
+        return read_record(Path(self.file)) if Path(self.file).exists() else {}
+
+    def _lacking(self, known: dict[str, Any]) -> tuple[str, ...]:
+        """The readings that are not in it."""
+        return tuple(name for name in self.about["readings"] if name not in known.get("readings", ()))
 
 
 if __name__ == "__main__":

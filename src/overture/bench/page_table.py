@@ -118,7 +118,8 @@ def _footnotes(
     name: str, suite: Suite, finished: Mapping[str, Finished], table: Mapping[tuple[str, str], Cell]
 ) -> list[str]:
     command = f"overture bench {name}" + (" --tiny" if suite.is_tiny else "")
-    notes = [f"{len(finished)} of {len(suite.members)} members (`{command}`), {_counts(suite)}."]
+    whole = sum(not each.lacks for each in finished.values())
+    notes = [f"{whole} of {len(suite.members)} members (`{command}`), {_counts(suite)}."]
     begun = {each.member.run for each in finished.values()}
     absent = [run.name for run in suite.runs if run.name not in begun]
     notes += [f"Not run yet: {joined(absent)}."] if absent else []

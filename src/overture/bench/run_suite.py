@@ -72,7 +72,7 @@ def run_suite(
     if root.is_file():
         raise UsageError(f"--out {root}: is a file; name a folder")
     chosen, finished = suite.chosen(only), read_finished(root, suite)
-    missing = [member for member in chosen if member.name not in finished]
+    missing = [member for member in chosen if member.name not in finished or finished[member.name].lacks]
     failures: dict[str, OvertureError] = {}
     try:
         if missing:

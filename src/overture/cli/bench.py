@@ -100,7 +100,7 @@ def show(options: argparse.Namespace, suite: Suite, finished: Mapping[str, Finis
                 "unlike": list(cell.unlike),
             }
         )
-    missing = [member.name for member in suite.members if member.name not in finished]
+    missing = [m.name for m in suite.members if m.name not in finished or finished[m.name].lacks]
     print_json(
         {
             "suite": options.suite,

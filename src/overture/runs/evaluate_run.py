@@ -50,11 +50,14 @@ from overture.runs.results import Results
 from overture.training.elbo import reconstruction_bits
 
 __all__ = [
+    "centre_crops",
     "evaluate_run",
     "forget_other_models",
     "judge_network",
     "make_training_reference",
     "measure_run_likelihood",
+    "run_conditions",
+    "sample_conditions",
     "token_entropy",
     "write_samples",
 ]
@@ -213,6 +216,12 @@ def run_conditions(config: RunConfig, run: RunDirectory, kind: str) -> Condition
     )
 
 
+def sample_conditions(config: RunConfig, run: RunDirectory, sampling: Sampling) -> Conditions:
+    """How its samples were made."""
+    words: dict[str, Any] = sampling.to_dict()
+    return dataclasses.replace(run_conditions(config, run, "prior"), resize=None, classes="balanced", **words)
+
+
 def reconstruction_results(
     config: RunConfig,
     data: ImageData,
@@ -290,8 +299,7 @@ def measure_generation(
         if processes.is_main:
             remove(partial_file(path))
         samples = open_samples(str(path), judge, keep_features=keep, processes=processes)
-        words: dict[str, Any] = sampling.to_dict()
-        about = dataclasses.replace(run_conditions(config, run, "prior"), resize=None, classes="balanced", **words)
+        about = sample_conditions(config, run, sampling)
         out[kind] = evaluate(samples, reference, judge, config.evaluation.metrics, about, strict=False).to_dict()
     # The floor of every metric: what images score that were never generated.
     real = measure_held_out(config, data, run, judge, keep, processes)
