@@ -14,7 +14,7 @@ from overture.errors import UsageError, near
 from overture.evaluation.conditions import Conditions, differences
 from overture.report.words import FIELDS, in_words, joined
 
-__all__ = ["Cell", "cells", "markdown"]
+__all__ = ["Cell", "cells", "markdown", "page_text"]
 
 WITHIN, UNKNOWN, UNLIKE = "≈", "?", "†"
 
@@ -101,6 +101,25 @@ def _unlike(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def markdown(name: str, suite: Suite, finished: Mapping[str, Finished]) -> str:
     """The table, and below it what its numbers are."""
     table = cells(suite, finished)
+    notes = [*_notes(name, suite, finished, table), *_protocols(suite, finished)]
+    return "\n".join([*_rows(suite, table), "", "  \n".join(notes)]) + "\n"
+
+
+def page_text(name: str, suite: Suite, finished: Mapping[str, Finished], picture: str) -> str:
+    """The same for a page: with a picture, and how each number was made where a reader unfolds it."""
+    table = cells(suite, finished)
+    parts = [
+        "\n".join(_rows(suite, table)),
+        "  \n".join(_notes(name, suite, finished, table)),
+        picture,
+        "<details><summary>How these numbers were made</summary>",
+        "  \n".join(_protocols(suite, finished)),
+        "</details>",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(suite: Suite, table: Mapping[tuple[str, str], Cell]) -> list[str]:
     head = ["", *suite.metrics.values()]
     begun = dict.fromkeys(run for run, _ in table)
     rows = [
@@ -108,13 +127,10 @@ def markdown(name: str, suite: Suite, finished: Mapping[str, Finished]) -> str:
         for run in suite.runs
         if run.name in begun
     ]
-    lines = [
-        f"|{'|'.join(f' {text} ' if text else ' ' for text in row)}|" for row in (head, ["---"] * len(head), *rows)
-    ]
-    return "\n".join([*lines, "", *_footnotes(name, suite, finished, table)]) + "\n"
+    return [f"|{'|'.join(f' {text} ' if text else ' ' for text in row)}|" for row in (head, ["---"] * len(head), *rows)]
 
 
-def _footnotes(
+def _notes(
     name: str, suite: Suite, finished: Mapping[str, Finished], table: Mapping[tuple[str, str], Cell]
 ) -> list[str]:
     command = f"overture bench {name}" + (" --tiny" if suite.is_tiny else "")
@@ -142,15 +158,7 @@ def _footnotes(
     notes += [f"{UNLIKE} made under unlike conditions: {'; '.join(f'{m}: {f}' for m, f in sorted(marked))}."] * bool(
         marked
     )
-    notes += _protocols(suite, finished)
-    data = dict.fromkeys(
-        tuple(each.record["data"][p]["images"] for p in ("train", "held_out")) for each in finished.values()
-    )
-    notes += [f"Images: {joined([f'{n:,} for training, {m:,} held out' for n, m in data])}."] if data else []
-    for key, words in (("processor", "Processor"), ("device", "Device"), ("torch", "PyTorch")):
-        found = sorted({str(each.record[key]) for each in finished.values()})
-        notes += [f"{words}: {joined(found)}."] if found else []
-    return ["  \n".join(notes)]
+    return notes
 
 
 def _counts(suite: Suite) -> str:
@@ -159,7 +167,7 @@ def _counts(suite: Suite) -> str:
 
 
 def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
-    """How the numbers of a column were made, of its first number; columns with one protocol together."""
+    """How the numbers of a column were made, of its first number, columns with one protocol together; and on what."""
     said: dict[str, list[str]] = {}
     for metric, heading in suite.metrics.items():
         protocol = next((each.values[metric].protocol for each in finished.values() if metric in each.values), None)
@@ -174,4 +182,12 @@ def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
             numbers = ((key, f"{value:,}" if isinstance(value, int) else value) for key, value in told.items())
             words = f"{'; '.join(f'{key} {value}' for key, value in numbers)}."
         said.setdefault(words, []).append(heading)
-    return [f"{joined(headings)}: {words}" for words, headings in said.items()]
+    notes = [f"{joined(headings)}: {words}" for words, headings in said.items()]
+    data = dict.fromkeys(
+        tuple(each.record["data"][p]["images"] for p in ("train", "held_out")) for each in finished.values()
+    )
+    notes += [f"Images: {joined([f'{n:,} for training, {m:,} held out' for n, m in data])}."] if data else []
+    for key, words in (("processor", "Processor"), ("device", "Device"), ("torch", "PyTorch")):
+        found = sorted({str(each.record[key]) for each in finished.values()})
+        notes += [f"{words}: {joined(found)}."] if found else []
+    return notes

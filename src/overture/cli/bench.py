@@ -116,7 +116,7 @@ def write_tables(options: argparse.Namespace, suite: Suite, root: Path, name: st
     from overture.analysis.figures import save_figure
     from overture.bench.member_file import read_finished
     from overture.bench.page_marks import write_page
-    from overture.bench.page_table import cells, markdown
+    from overture.bench.page_table import cells, page_text
     from overture.bench.suite_figure import suite_figure
 
     if options.only:
@@ -128,7 +128,7 @@ def write_tables(options: argparse.Namespace, suite: Suite, root: Path, name: st
     hollow = f"; hollow: within chance of {suite.baselines}, or chance not known" if suite.compare else ""
     about = f"{name}: mean and spread of every run{hollow}"
     table = cells(suite, finished)
-    text = f"{markdown(options.suite, suite, finished)}\n![{about}]({os.fspath(picture)})\n"
+    text = page_text(options.suite, suite, finished, f"![{about}]({os.fspath(picture)})")
     if write_page(options.tables, options.suite, text, table):
         save_figure(suite_figure(suite, table), options.tables.parent / picture)
     show(options, suite, finished)
