@@ -51,6 +51,16 @@ def fits(text: str) -> bool:
     return len(lines) <= LINES and max(map(len, lines)) <= COLUMNS
 
 
+def test_without_a_word_it_tells_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    ends = []
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        ends.append((end.value.code, capsys.readouterr().out))
+    assert ends[0] == ends[1]
+    assert "  run              a recipe" in ends[0][1]
+
+
 @pytest.mark.parametrize("command", LEAVES)
 def test_help_fits_a_screen_and_opens_with_an_example_that_parses(command: str) -> None:
     text = LEAVES[command].format_help()

@@ -21,9 +21,11 @@ PAGES = {
     "prologue": "prologue.md",
     "prologue-vcq": "prologue.md",
     "cifar-prologue": "prologue.md",
+    "second-judge": "claims.md",
+    "cifar-second-judge": "claims.md",
 }
 """By suite, the page with its table; ``claims.md`` has single numbers of all of them."""
-FOLDERS = {"cliff": "cliff", "cifar-codebooks": "cifar10-16", "cifar-prologue": "cifar10-16"}
+FOLDERS = {"cliff": "cliff", "cifar-codebooks": "cifar10-16", "cifar-prologue": "cifar10-16", "cifar-second-judge": "cifar10-16"}
 """Where a suite's results lie below ``results``, if not in ``fashion-mnist-16``."""
 
 
@@ -33,7 +35,7 @@ def regenerate(root: Path) -> None:
         results = root / "results" / FOLDERS.get(suite, "fashion-mnist-16")
         if not read_finished(results, load_suite(suite)):
             continue
-        for each in (page, "claims.md"):
+        for each in dict.fromkeys((page, "claims.md")):
             text = (root / each).read_text(encoding="utf-8")
             if f"<!-- bench {suite} -->" in text or f"<!-- = {suite} " in text:
                 status = main(["bench", suite, "--out", str(results), "--tables", str(root / each)])

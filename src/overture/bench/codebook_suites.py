@@ -27,7 +27,7 @@ def uniform_vcq() -> Suite:
     return Suite(
         runs=tuple(codebook_run(name, law) for name, law in laws().items()),
         compare="uniform",
-        metrics={**GENERATION, **BITS, **CONTENT},
+        metrics={**GENERATION, **BITS, **CONTENT, **FEW_CODES},
         readings=READINGS,
         folder="fashion-mnist-16",
     )
@@ -61,7 +61,7 @@ def cifar_codebooks() -> Suite:
     return Suite(
         runs=tuple(in_colour(codebook_run(name, laws()[name])) for name in names),
         compare="uniform",
-        metrics={**GENERATION, **BITS, **CONTENT},
+        metrics={**GENERATION, **BITS, **CONTENT, **FEW_CODES},
         readings=READINGS,
         folder="cifar10-16",
     )
@@ -107,9 +107,10 @@ CONTENT = {
     "entropy.cliff": "cliff",
     "probe.all.4": "probe of 4 tokens, %",
     "probe.all.8": "probe of 8, %",
-    "calibration.held_out.all.excess": "overconfident by, %",
     "neighbours.features.suspicious": "near copies, %",
+    "calibration.held_out.all.excess": "overconfident by, %",
 }
+FEW_CODES = {"calibration.held_out.2-7.excess": "the same where 2 to 7 codes, %"}
 PRIORS = {"0.1M": (48, 2), "1.5M": (144, 5), "3M": (192, 6)}
 """Width and depth of the priors beside the usual one."""
 

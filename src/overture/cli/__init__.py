@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
-        return _run(words)
+        return _run(words or ["--help"])
     except KeyboardInterrupt:
         print("overture: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return _failed(130)
