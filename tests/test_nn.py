@@ -16,7 +16,7 @@ from overture.nn.kv_cache import KVCache
 from overture.nn.norm import ConditionalScale, RMSNorm, rms_normalize
 from overture.nn.packed import PackedHead
 from overture.nn.rope import Rotary, concatenate, grid_positions, index_positions, rotary
-from overture.nn.transformer import OutputHead, Transformer, TransformerConfig
+from overture.nn.transformer import OutputHead, Transformer, TransformerConfig, fresh_queries
 
 AXES = ("row", "column", "index")
 
@@ -187,6 +187,19 @@ def test_start() -> None:
         else:
             assert 0.015 < parameter.std() < 0.025, name
             assert parameter.abs().max() <= 2.0
+
+
+def test_a_start_that_fits_the_width() -> None:
+    """Products of unit inputs have unit deviation, whatever the width, and queries stand beside them as equals."""
+    torch.manual_seed(0)
+    size = TransformerConfig(dim=64, depth=2, heads=4, ratio=2.0, condition_dim=16, init="fan-in")
+    for name, part in size.build(10, bias=True).named_modules():
+        if isinstance(part, ConditionalScale):
+            assert part.weight.std() < 4e-7, name
+        elif isinstance(part, nn.Linear):
+            assert part(torch.randn(500, part.in_features)).std().item() == pytest.approx(1, rel=0.15), name
+    assert fresh_queries(500, size).std().item() == pytest.approx(1, rel=0.02)
+    assert fresh_queries(500, TransformerConfig()).std().item() == pytest.approx(0.02, rel=0.02)
 
 
 def test_a_fresh_transformer_changes_nothing_much() -> None:

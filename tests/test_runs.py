@@ -24,12 +24,15 @@ from overture.errors import OvertureError, UsageError
 from overture.evaluation.conditions import Measurement
 from overture.files import read_record
 from overture.model_files import read_metadata, read_weights, save_model
+from overture.pipeline import load_prior
+from overture.priors.likelihood import measure_likelihood
 from overture.processes import Processes
 from overture.progress import SilentProgress
 from overture.recipes import recipe_configs
 from overture.recipes.execute import execute_recipe
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.evaluate_run import measure_run_likelihood
 from overture.runs.results import Results
 from overture.runs.worker import Task, run_task
 
@@ -245,6 +248,24 @@ def test_a_measurement_that_fails_takes_no_other_with_it(
     assert (run.root / "report.html").is_file()
     again()
     assert run.read_results() == replace(complete, generation=found.generation)
+
+
+def test_the_likelihood_of_some_images(whole: Path) -> None:
+    """It is that of rows drawn from all of them, and says how many."""
+    run = RunDirectory(whole)
+    prior = load_prior(run.prior_model)
+    found = measure_run_likelihood(prior, run, SilentProgress(), images=7)
+    for part in ("train", "held_out"):
+        file = run.token_file(part)
+        rows = np.random.default_rng(0).permutation(file.rows)[:7]
+        ids, classes = file.tensors(np.sort(rows))
+        expected = measure_likelihood(prior, [(ids, classes)])
+        assert found[f"{part}_allowed"]["images"] == 7
+        assert found[f"{part}_allowed"]["bits_per_image"] == pytest.approx(float(expected.allowed.sum()), rel=1e-9)
+    whole_set = measure_run_likelihood(prior, run, SilentProgress(), images=10**9)
+    recorded = run.read_results().likelihood
+    assert recorded is not None
+    assert whole_set["train_allowed"]["images"] == recorded["train_allowed"]["images"]
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

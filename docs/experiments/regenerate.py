@@ -25,7 +25,12 @@ PAGES = {
     "cifar-second-judge": "claims.md",
 }
 """By suite, the page with its table; ``claims.md`` has single numbers of all of them."""
-FOLDERS = {"cliff": "cliff", "cifar-codebooks": "cifar10-16", "cifar-prologue": "cifar10-16", "cifar-second-judge": "cifar10-16"}
+FOLDERS = {
+    "cliff": "cliff",
+    "cifar-codebooks": "cifar10-16",
+    "cifar-prologue": "cifar10-16",
+    "cifar-second-judge": "cifar10-16",
+}
 """Where a suite's results lie below ``results``, if not in ``fashion-mnist-16``."""
 
 

@@ -142,11 +142,10 @@ def codebook_run(name: str, codebook: CodebookConfig) -> RunConfig:
             "tokenizer.segments.0.tokens": TOKENS,
             "tokenizer.segments.0.quantizer.revive_after": 30,
             "tokenizer_training.batch_size": 16,
-            "tokenizer_training.steps": 3600,
-            "tokenizer_training.optimizer.learning_rate": 1e-3,
-            "tokenizer_training.optimizer.flat": 1800,
-            "tokenizer_training.discriminator_optimizer.flat": 1800,
-            "tokenizer_training.adversarial.start": 1200,
+            "tokenizer_training.steps": 2400,
+            "tokenizer_training.optimizer.flat": 1200,
+            "tokenizer_training.discriminator_optimizer.flat": 1200,
+            "tokenizer_training.adversarial.start": 800,
         }
     )
 
@@ -166,6 +165,7 @@ def small_images(run: RunConfig) -> RunConfig:
             "prior_training.evaluate_every": 500,
             "prior_training.checkpoint_minutes": 5.0,
             "evaluation.guidance": "cosine 1.2",
+            "evaluation.likelihood_images": 10_000,
         }
     )
 

@@ -97,7 +97,8 @@ def _shared(plain: RunConfig, tokens: int, visual: SegmentConfig) -> RunConfig:
 
 def _post(plain: RunConfig, name: str, tokens: int, visual: SegmentConfig) -> RunConfig:
     """A prologue from a second encoder over a finished tokenizer, which stays as it is."""
-    post_encoder = replace(plain.tokenizer.encoder, gate=1.0)  # at 0 it begins, and stays, the same for every image
+    # With gates at 0 it begins, and stays, the same for every image.
+    post_encoder = replace(plain.tokenizer.encoder, gate=1.0, init="released")
     tokenizer = replace(
         plain.tokenizer,
         segments=(prologue_segment(tokens, PROLOGUE_CODES, source="post"), visual),

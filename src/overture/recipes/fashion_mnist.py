@@ -27,7 +27,7 @@ def fashion_mnist() -> tuple[RunConfig, ...]:
 
 def _full(config: RunConfig) -> RunConfig:
     """More data, a larger model, more steps than the quickstart."""
-    transformer = TransformerConfig(dim=96, depth=4, heads=4, condition_dim=16)
+    transformer = TransformerConfig(dim=96, depth=4, heads=4, condition_dim=16, init="fan-in")
     return config.changed(
         {
             "data.source": "fashion-mnist",

@@ -65,7 +65,7 @@ def prologue_post_fashion_mnist() -> tuple[RunConfig, ...]:
     ``overture run prologue-post-fashion-mnist``.
     """
     segments = (prologue_segment(4, 64, source="post"), visual_segment("patches", UNIFORM))
-    post_encoder = replace(one_dimensional("", UNIFORM).tokenizer.encoder, gate=1.0)
+    post_encoder = replace(one_dimensional("", UNIFORM).tokenizer.encoder, gate=1.0, init="released")
     post = _laptop("post", segments, post_encoder=post_encoder)
     return (post.changed({"tokenizer_training.start_from": "runs/prologue-fashion-mnist/2d", **POST_TRAINING}),)
 

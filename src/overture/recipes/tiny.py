@@ -64,9 +64,9 @@ def _tokenizer(config: TokenizerConfig) -> TokenizerConfig:
         image_size=28,
         channels=1,
         patch_size=7,
-        encoder=replace(TRANSFORMER, gate=config.encoder.gate),
-        decoder=replace(TRANSFORMER, gate=config.decoder.gate),
-        post_encoder=replace(TRANSFORMER, gate=post.gate) if post else None,
+        encoder=replace(TRANSFORMER, gate=config.encoder.gate, init=config.encoder.init),
+        decoder=replace(TRANSFORMER, gate=config.decoder.gate, init=config.decoder.init),
+        post_encoder=replace(TRANSFORMER, gate=post.gate, init=post.init) if post else None,
         rope_axes=None,
         segments=tuple(map(_segment, config.segments)),
     )

@@ -47,7 +47,8 @@ class EvaluationConfig:
     ``samples`` generated images of balanced classes, once without guidance and once with it. ``guidance`` and
     ``temperature`` are written as on the command line (``"1.5"``, ``"cosine 4 power 1.5"``, ``"prologue: 0.7, visual:
     cosine 3.75 power 0.2"``); without guidance the temperature is ``unguided_temperature`` where that is given.
-    ``metrics`` names what is measured, ``module:name`` for anyone's; none named, or ``all``: ours.
+    ``metrics`` names what is measured, ``module:name`` for anyone's; none named, or ``all``: ours. The likelihood is that of
+    ``likelihood_images`` training images, drawn at random, and as many held-out ones; 0: of all.
     """
 
     network: str = "domain"
@@ -60,9 +61,10 @@ class EvaluationConfig:
     top_p: float = 1.0
     shown_per_class: int = no_number(8)
     metrics: tuple[str, ...] = ()
+    likelihood_images: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("batch_size", 1), ("shown_per_class", 1)):
+        for name, least in (("samples", 2), ("likelihood_images", 0), ("batch_size", 1), ("shown_per_class", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"evaluation: {name} is {getattr(self, name)}, needs >= {least}")
         try:

@@ -81,7 +81,9 @@ def evaluate_run(
     judge = judge_network(config, run, pipe.device)
     make_training_reference(config, data, judge, run, processes)
     together: dict[str, Callable[[], Any]] = {
-        "likelihood": lambda: measure_run_likelihood(pipe.prior, run, progress, processes),
+        "likelihood": lambda: measure_run_likelihood(
+            pipe.prior, run, progress, processes, images=config.evaluation.likelihood_images
+        ),
         "reconstruction": lambda: reconstruction_results(config, data, run, pipe, judge, progress, processes),
         "generation": lambda: measure_generation(config, data, run, pipe, judge, processes),
     }
@@ -176,14 +178,16 @@ def token_entropy(run: RunDirectory) -> ConditionalEntropy:
 
 
 def measure_run_likelihood(
-    prior: Prior, run: RunDirectory, progress: Progress, processes: Processes = Processes()
+    prior: Prior, run: RunDirectory, progress: Progress, processes: Processes = Processes(), *, images: int = 0
 ) -> dict[str, Any]:
-    """The prior's cross-entropy per position in bits, on training and held-out images, over both normalisations."""
+    """The prior's cross-entropy per position in bits, over both normalisations: of ``images`` training images and as many
+    held-out ones, or of all (0)."""
     out: dict[str, Any] = {"unit": "bits per image", "weights": "raw", "crop": "central"}
     for part in ("train", "held_out"):
         file = run.token_file(part)
-        progress.start(f"likelihood {part}", file.rows, unit="image")
-        mine = np.array(processes.share_out(file.rows, 100))
+        rows = some_of(file.rows, min(images or file.rows, file.rows))
+        progress.start(f"likelihood {part}", len(rows), unit="image")
+        mine = rows[np.array(processes.share_out(len(rows), 100))]
         found = measure_likelihood(prior, file.parts(100, mine), done=advancing(progress), processes=processes)
         progress.finish()
         for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):

@@ -16,7 +16,7 @@ from overture.config import from_dict, to_dict
 from overture.errors import OvertureError
 from overture.layout import Layout
 from overture.nn.rope import Rotary, concatenate, default_axes, grid_positions, index_positions, rotary
-from overture.nn.transformer import OutputHead, TransformerConfig, initialize
+from overture.nn.transformer import OutputHead, TransformerConfig, fresh_queries, initialize
 from overture.quantizers import Quantized, Quantizer
 from overture.saved_model import SavedModel, Weights
 from overture.tokenizers.config import TokenizerConfig
@@ -72,8 +72,8 @@ class Encoder(_WithRotary):
         super().__init__()
         count = sum(segment.tokens for segment in config.segments if segment.source == source)
         self.patches = nn.Linear(inputs, size.dim)
-        self.queries = nn.Parameter(torch.randn(count, size.dim) * 0.02) if count else None
-        initialize(self)
+        self.queries = fresh_queries(count, size) if count else None
+        initialize(self, size.init)
         self.transformer = size.build(config.num_classes, bias=True)
         columns = config.encoder_columns if source == "queries" else None
         self.set_rotary(concatenate([_grid_rotary(config, size, columns), _index_rotary(config, size, count)]))
@@ -97,8 +97,8 @@ class Decoder(_WithRotary):
         decoded = [segment for segment in config.segments if segment.decoded]
         self.inputs = nn.ModuleDict({segment.name: nn.Linear(z_dims[segment.name], size.dim) for segment in decoded})
         on_grid = any(segment.source == "patches" for segment in decoded)
-        self.queries = None if on_grid else nn.Parameter(torch.randn(config.grid**2, size.dim) * 0.02)
-        initialize(self)
+        self.queries = None if on_grid else fresh_queries(config.grid**2, size)
+        initialize(self, size.init)
         self.transformer = size.build(config.num_classes, bias=True)
         self.head = OutputHead(size, config.patch_size**2 * config.channels, bias=True, weight_scale=1e-5)
         parts, self._grid_start, start = [], 0, 0
