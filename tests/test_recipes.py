@@ -567,7 +567,7 @@ def segment(config: RunConfig) -> Any:
         ),
         ([f"{SEGMENT}.quantizer", "soft"], lambda c: segment(c).quantizer, SoftConfig()),
         ([f"{SEGMENT}.quantizer", "vector"], lambda c: segment(c).quantizer, VectorConfig()),  # the recipe's is gone
-        ([f"{SEGMENT}.quantizer.z-dim", "5"], lambda c: segment(c).quantizer, VectorConfig(z_dim=5, revive_after=200)),
+        ([f"{SEGMENT}.quantizer.z-dim", "5"], lambda c: segment(c).quantizer, VectorConfig(z_dim=5, revive_after=30)),
         (["--tokenizer-training.perceptual", "none"], lambda c: c.tokenizer_training.perceptual, NoPerceptual()),
         (
             ["--tokenizer-training.perceptual", "lpips", "--tokenizer-training.perceptual.heads", "a.pth"],
@@ -597,7 +597,7 @@ def test_the_second_option_may_come_to_a_recipe_that_has_the_first() -> None:
 
 def test_options_leave_all_else_alone() -> None:
     changed = with_options("--prior.depth", "9", f"{SEGMENT}.codebook.k-max", "64")
-    assert changed.changed({"prior.depth": base().prior.depth, "tokenizer.segments.0.codebook.k_max": 1024}) == base()
+    assert changed.changed({"prior.depth": base().prior.depth, "tokenizer.segments.0.codebook.k_max": 4096}) == base()
     assert with_options() == base()
     joint = with_options("--tokenizer-training.joint", "default")
     assert joint.changed({"tokenizer_training.joint": None}) == base()
