@@ -146,6 +146,7 @@ def codebook_run(name: str, codebook: CodebookConfig) -> RunConfig:
             "tokenizer_training.optimizer.flat": 1200,
             "tokenizer_training.discriminator_optimizer.flat": 1200,
             "tokenizer_training.adversarial.start": 800,
+            "evaluation.likelihood_images": 10_000,
         }
     )
 
@@ -165,7 +166,6 @@ def small_images(run: RunConfig) -> RunConfig:
             "prior_training.evaluate_every": 500,
             "prior_training.checkpoint_minutes": 5.0,
             "evaluation.guidance": "cosine 1.2",
-            "evaluation.likelihood_images": 10_000,
         }
     )
 

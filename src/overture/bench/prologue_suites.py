@@ -16,7 +16,7 @@ from overture.bench.codebook_suites import (
 )
 from overture.bench.suite import Suite
 from overture.interop.releases import prologue_segment
-from overture.recipes.prologue_small import POST_TRAINING, SHARED_RATE, joint_prior, visual_segment
+from overture.recipes.prologue_small import PATCHES_START, POST_TRAINING, SHARED_RATE, joint_prior, visual_segment
 from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig
@@ -70,7 +70,7 @@ def cifar_prologue() -> Suite:
 
 def prologue_runs() -> tuple[RunConfig, ...]:
     """The baseline, prologues in a shared encoder, and those of Post."""
-    plain = small_images(one_dimensional("2d", laws()["uniform"])).changed({RATE: SHARED_RATE})
+    plain = small_images(one_dimensional("2d", laws()["uniform"])).changed({RATE: SHARED_RATE, **PATCHES_START})
     patches = visual_segment("patches", CodebookConfig("uniform", k_max=VISUAL_CODES))
     plain = plain.changed({"tokenizer.segments": (patches,)})
     four, sixteen = (_shared(plain, tokens, patches) for tokens in (4, 16))

@@ -59,8 +59,8 @@ class TransformerConfig:
     what they get, so that learned queries start out the same for every image; at 1 they depend on it from the start.
 
     ``init`` is the deviation of fresh linear weights: ``released`` 0.02 whatever the width, made for widths of 768 and
-    more; ``fan-in`` 1 / sqrt(inputs), and learned queries of deviation 1, as large as what stands beside them. A tokenizer of
-    width 64 learns about twice as fast with the second (docs/experiments/codebooks.md).
+    more; ``fan-in`` 1 / sqrt(inputs), and learned queries of deviation 1, as large as what stands beside them. A 1D tokenizer
+    of width 64 needs fewer batches with the second (docs/experiments/codebooks.md); 2D tokenizers and priors get worse.
     """
 
     dim: int = 768

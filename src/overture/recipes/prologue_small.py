@@ -29,6 +29,8 @@ GROWING = CodebookConfig("linear", k_min=2, k_max=512)
 PRIOR_RATE, SHARED_RATE, POST_RATE = 2e-3, 5e-4, 2e-4
 """Learning rates of the joint prior and of the encoder that it teaches, shared with the visual tokens or a second one: at one
 rate for both, a prologue comes out empty (docs/experiments/prologue.md)."""
+PATCHES_START = {"tokenizer.encoder.init": "released", "tokenizer.decoder.init": "released"}
+"""Fresh weights of 2D tokenizers: those that fit the width make them worse (docs/experiments/prologue.md)."""
 POST_TRAINING = {
     # The decoder is frozen: nothing that looks at images has a gradient.
     "tokenizer_training.perceptual": NoPerceptual(),
@@ -123,6 +125,7 @@ def _laptop(name: str, segments: tuple[SegmentConfig, ...], post_encoder: Transf
     )
     return config.changed(
         {
+            **PATCHES_START,
             "data.source": "fashion-mnist",
             "data.held_out": "fashion-mnist/test",
             "tokenizer_training.steps": 4000,
