@@ -597,7 +597,7 @@ def test_the_second_option_may_come_to_a_recipe_that_has_the_first() -> None:
 
 def test_options_leave_all_else_alone() -> None:
     changed = with_options("--prior.depth", "9", f"{SEGMENT}.codebook.k-max", "64")
-    assert changed.changed({"prior.depth": base().prior.depth, "tokenizer.segments.0.codebook.k_max": 4096}) == base()
+    assert changed.changed({"prior.depth": base().prior.depth, "tokenizer.segments.0.codebook.k_max": 1024}) == base()
     assert with_options() == base()
     joint = with_options("--tokenizer-training.joint", "default")
     assert joint.changed({"tokenizer_training.joint": None}) == base()
