@@ -306,6 +306,7 @@ def test_a_further_reading_is_taken_of_a_finished_run(
     assert all(name.startswith("calibration.") for name in added)
     assert {name: after["values"][name] for name in before["values"]} == before["values"]
     assert after["readings"] == ["results", "my_suites:own", "calibration"]
+    assert [(made["readings"], made["device"]) for made in after["added"]] == [(["calibration"], "cpu")]
     same = before.keys() - {"readings", "values", "checksum"}
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     # Both suites have all that they want of it now; and models that lie there by another training are not taken for those.
@@ -314,8 +315,16 @@ def test_a_further_reading_is_taken_of_a_finished_run(
     assert inline == ["vcq-s3"]
     record = {name: value for name, value in after.items() if name != "checksum"}
     file.write_text(json.dumps({**record, "readings": ["results"], "models": {"tokenizer_hash": "another"}}))
-    assert main(["bench", "my_suites:calibrated", "--out", "out", "--only", "vcq"]) == 1
-    assert "vcq-s3.json: is of other models than lie in" in capsys.readouterr().err
+    assert main(["bench", "my_suites:calibrated", "--out", "out", "--only", "vcq"]) == 2
+    assert "vcq-s3: is finished without calibration, and the models that it was measured of are not in" in (
+        capsys.readouterr().err
+    )
+    (run,) = Path("out").glob("runs/*/vcq-s3")
+    shutil.rmtree(run)  # nothing is trained again for a reading
+    file.write_text(json.dumps(before))
+    assert main(["bench", "my_suites:calibrated", "--out", "out", "--only", "vcq"]) == 2
+    assert "bring them back" in capsys.readouterr().err
+    assert inline == ["vcq-s3"]
 
 
 def test_a_second_judge(here: Path, whole: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

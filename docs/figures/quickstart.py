@@ -69,4 +69,7 @@ def draw(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
+    if lacking := [name for name in MODELS if not (root / name / "samples" / "unguided.npz").is_file()]:
+        raise SystemExit(f"{root}: has no finished run {lacking[0]}; overture run quickstart makes it")
+    draw(root)

@@ -28,6 +28,7 @@ def protocol(value: Any) -> bool:
 
 FORM: dict[str, Any] = {
     "member": text, "run": text, "seed": number, "prior": number, "until": text, "readings": [text], "config": Each(lambda _: True),
+    "added": Maybe([{"readings": [text], "processor": text, "torch": text, "device": text}]),
     "values": Each({"value": number, "unit": text, "protocol": Maybe(protocol)}), "models": Each(text), "processor": text, "torch": text, "device": text,
     "data": DATA, "tiny": lambda value: isinstance(value, bool),
 }  # fmt: skip
@@ -52,21 +53,28 @@ def member_file(root: Path, member: str) -> Path:
 
 def write_finished(path: Path, about: dict[str, Any], values: dict[str, Value]) -> None:
     """Write a member's file: what was declared, where it was made (``about``), and its values with their protocols."""
+    write_record(path, {**about, **_machine(), "values": {name: value.to_dict() for name, value in values.items()}})
+
+
+def add_values(
+    path: Path, known: dict[str, Any], readings: tuple[str, ...], device: str, values: dict[str, Value]
+) -> None:
+    """Write a member's file anew with further readings and where they were taken; the rest stays as it was read."""
+    found = {**known["values"], **{name: value.to_dict() for name, value in values.items()}}
+    added = [*known.get("added", []), {"readings": list(readings), "device": device, **_machine()}]
+    write_record(path, {**known, "readings": [*known["readings"], *readings], "added": added, "values": found})
+
+
+def _machine() -> dict[str, Any]:
+    """What numbers are made with."""
     import torch
 
-    machine = {
+    return {
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "overture": __version__,
     }
-    write_record(path, {**about, **machine, "values": {name: value.to_dict() for name, value in values.items()}})
-
-
-def add_values(path: Path, known: dict[str, Any], readings: tuple[str, ...], values: dict[str, Value]) -> None:
-    """Write a member's file anew with further readings; the rest stays as it was read."""
-    found = {**known["values"], **{name: value.to_dict() for name, value in values.items()}}
-    write_record(path, {**known, "readings": [*known["readings"], *readings], "values": found})
 
 
 def read_finished(root: Path, suite: Suite) -> dict[str, Finished]:

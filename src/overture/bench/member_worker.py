@@ -50,7 +50,7 @@ class MemberTask(Task):
             raise OvertureError(f"{self.file}: is of other models than lie in {run.root}; delete it to measure these")
         values = take_readings(self._lacking(known), run, processes.device)
         if known:
-            add_values(Path(self.file), known, self._lacking(known), values)
+            add_values(Path(self.file), known, self._lacking(known), str(processes.device), values)
         else:
             resolved = run.read_config()
             about = {

@@ -135,7 +135,9 @@ def _notes(
 ) -> list[str]:
     command = f"overture bench {name}" + (" --tiny" if suite.is_tiny else "")
     whole = sum(not each.lacks for each in finished.values())
-    notes = [f"{whole} of {len(suite.members)} members (`{command}`), {_counts(suite)}."]
+    lacking = len(finished) - whole
+    short = f"; {lacking} more without all of their readings" if lacking else ""
+    notes = [f"{whole} of {len(suite.members)} members{short} (`{command}`), {_counts(suite)}."]
     begun = {each.member.run for each in finished.values()}
     absent = [run.name for run in suite.runs if run.name not in begun]
     notes += [f"Not run yet: {joined(absent)}."] if absent else []
@@ -188,6 +190,7 @@ def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
     )
     notes += [f"Images: {joined([f'{n:,} for training, {m:,} held out' for n, m in data])}."] if data else []
     for key, words in (("processor", "Processor"), ("device", "Device"), ("torch", "PyTorch")):
-        found = sorted({str(each.record[key]) for each in finished.values()})
+        records = [record for each in finished.values() for record in (each.record, *each.record.get("added", ()))]
+        found = sorted({str(record[key]) for record in records})
         notes += [f"{words}: {joined(found)}."] if found else []
     return notes

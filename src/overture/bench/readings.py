@@ -115,7 +115,8 @@ def _plain_values(results: Results) -> dict[str, Value]:
             words = {**about, "over": "allowed ids", "images": entry["images"]}
             found[f"bits.{part}"] = Value(entry["bits_per_image"], "bits per image", words)
         gap = parts["held_out"]["bits_per_image"] - parts["train"]["bits_per_image"]
-        found["bits.gap"] = Value(gap, "bits per image", {**about, "over": "allowed ids"})
+        counts = {f"{part}_images": entry["images"] for part, entry in parts.items()}
+        found["bits.gap"] = Value(gap, "bits per image", {**about, "over": "allowed ids", **counts})
     if results.entropy:
         entropy, about = results.entropy, {"rows": results.entropy["rows"]}
         found["entropy.bits"] = Value(entropy["total_bits"], "bits", about)
@@ -140,7 +141,7 @@ def _bits_of_segments(results: Results, layout: Layout) -> dict[str, Value]:
         results.likelihood["held_out_allowed"]["bits_per_position"], layout.positions, strict=True
     ):
         totals[layout.names[position.segment]] += bits
-    about = {"over": "allowed ids"}
+    about = {"over": "allowed ids", "images": results.likelihood["held_out_allowed"]["images"]}
     return {f"bits.held_out.{name}": Value(bits, "bits per image", about) for name, bits in totals.items()}
 
 

@@ -13,6 +13,7 @@ from overture.errors import OvertureError, UsageError
 from overture.processes import choose_device
 from overture.progress import stoppable
 from overture.recipes.execute import default_jobs, network_tasks
+from overture.report.words import joined
 from overture.runs.checks import check_run, check_weights
 from overture.runs.directory import RunDirectory
 from overture.runs.pool import Pool
@@ -74,6 +75,7 @@ def run_suite(
     chosen, finished = suite.chosen(only), read_finished(root, suite)
     missing = [member for member in chosen if member.name not in finished or finished[member.name].lacks]
     failures: dict[str, OvertureError] = {}
+    _check_models([finished[member.name] for member in missing if member.name in finished], SuiteFolder(root))
     try:
         if missing:
             failures = _run_missing(missing, suite, SuiteFolder(root), jobs, device, keep)
@@ -106,6 +108,20 @@ def _run_missing(
 
 def _has_its_start(member: Member, suite: Suite, folder: SuiteFolder) -> bool:
     return not member.tokenizer or folder.run(suite.start_of(member)).tokenizer_model.exists()
+
+
+def _check_models(finished: Iterable[Finished], folder: SuiteFolder) -> None:
+    """Refuse to take further readings of a member whose models are not there: others would have to be trained."""
+    for each in finished:
+        run, models = folder.run(each.member), each.record["models"]
+        kinds = [kind for kind in ("tokenizer", "prior") if f"{kind}_hash" in models]
+        there = run.tokenizer_model.exists() and (run.prior_model.exists() or "prior" not in kinds)
+        if not there or run.model_hashes(*kinds) != models:
+            raise UsageError(
+                f"{each.member.name}: is finished without {joined(each.lacks)}, and the models that it was measured of are not "
+                f"in {run.root}; bring them back, leave it out with --only, or delete "
+                f"{member_file(folder.root, each.member.name)} to run it anew"
+            )
 
 
 def _check(members: Iterable[Member], suite: Suite, folder: SuiteFolder) -> None:

@@ -10,7 +10,7 @@ Shapes: B batch, L positions, D channels, C condition channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,8 @@ class TransformerConfig:
                 f"transformer: dim {self.dim}, condition_dim {self.condition_dim}, depth {self.depth}, ratio {self.ratio}; "
                 "at most 65536, 65536, 1024 and 64"
             )
+        if self.init not in get_args(Init):
+            raise UsageError(f"transformer: init is '{self.init}', needs to be {' or '.join(get_args(Init))}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise UsageError(f"transformer: dim {self.dim} over {self.heads} heads does not give an even head size")
 

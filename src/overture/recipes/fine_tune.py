@@ -20,7 +20,7 @@ def fine_tune() -> tuple[RunConfig, ...]:
     Three runs, one of them with ``--only``. ``prior``: the tokenizer is taken as it is, and a prior that knows its ids
     learns the new pictures and classes. ``decoder``: the decoder is tuned as well; pictures keep their ids. ``whole``:
     encoder and codebook move, too, and the prior follows. Learning rates are half (tokenizer) and a tenth (prior) of the
-    quickstart's peaks, steps fewer than a tenth: with 160 pictures more of either learns these by heart. Neither a
+    quickstart's peaks, steps about a tenth: with 160 pictures more of either learns these by heart. Neither a
     discriminator nor a perceptual network is trained, which would do so first. With ten times the pictures give ten times
     the steps.
     Data: ``--data.source``, the embedded images if it is not given. Start: the quickstart's VCQ model
@@ -31,7 +31,9 @@ def fine_tune() -> tuple[RunConfig, ...]:
     """
     changes = {
         "data.held_out_share": 0.2,
+        "tokenizer.segments.0.quantizer.revive_after": 200,
         "tokenizer_training.steps": 200,
+        "tokenizer_training.batch_size": 64,
         "tokenizer_training.optimizer.learning_rate": 1e-3,
         "tokenizer_training.optimizer.learning_rate_min": 5e-5,
         "tokenizer_training.perceptual": NoPerceptual(),

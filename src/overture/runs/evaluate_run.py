@@ -187,7 +187,8 @@ def measure_run_likelihood(
         file = run.token_file(part)
         rows = some_of(file.rows, min(images or file.rows, file.rows))
         progress.start(f"likelihood {part}", len(rows), unit="image")
-        mine = rows[np.array(processes.share_out(len(rows), 100))]
+        share = processes.share_out(len(rows), 100)
+        mine = rows[share.start : share.stop]
         found = measure_likelihood(prior, file.parts(100, mine), done=advancing(progress), processes=processes)
         progress.finish()
         for name, bits_L in (("vocabulary", found.vocabulary), ("allowed", found.allowed)):
@@ -281,6 +282,7 @@ def negative_elbo(config: RunConfig, results: Results) -> dict[str, Any]:
         "negative_elbo_bits": pixels + tokens,
         "mean_absolute_error": l1,
         "images": images,
+        "sequence_images": results.likelihood["held_out_vocabulary"]["images"],
     }
 
 
