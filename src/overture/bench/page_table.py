@@ -52,7 +52,7 @@ def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str
     """By run and metric; what no finished member has is left out. A metric that none has is refused, once every run has
     a finished member."""
     present = {name for each in finished.values() for name in each.values}
-    whole = {each.member.run for each in finished.values()} == {run.name for run in suite.runs}
+    whole = {each.member.run for each in finished.values() if not each.lacks} == {run.name for run in suite.runs}
     for metric in suite.metrics:
         if whole and metric not in present and not suite.is_tiny:  # which has few images and tokens
             raise UsageError(f"suite: no member has a value '{metric}'{near(metric, present)}")
