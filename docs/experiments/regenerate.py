@@ -25,20 +25,14 @@ PAGES = {
     "cifar-second-judge": "claims.md",
 }
 """By suite, the page with its table; ``claims.md`` has single numbers of all of them."""
-FOLDERS = {
-    "cliff": "cliff",
-    "cifar-codebooks": "cifar10-16",
-    "cifar-prologue": "cifar10-16",
-    "cifar-second-judge": "cifar10-16",
-}
-"""Where a suite's results lie below ``results``, if not in ``fashion-mnist-16``."""
 
 
 def regenerate(root: Path) -> None:
     """Write the pages in ``root`` from the results in it; a suite without any is passed over."""
     for suite, page in PAGES.items():
-        results = root / "results" / FOLDERS.get(suite, "fashion-mnist-16")
-        if all(each.lacks for each in read_finished(results, load_suite(suite)).values()):
+        declared = load_suite(suite)
+        results = root / "results" / (declared.folder or suite)
+        if all(each.lacks for each in read_finished(results, declared).values()):
             continue  # nothing is finished, or only for other suites of that folder
         for each in dict.fromkeys((page, "claims.md")):
             text = (root / each).read_text(encoding="utf-8")

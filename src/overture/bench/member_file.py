@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,16 @@ from overture.files import json_hash, read_record, replacing, write_record
 from overture.runs.config import RunConfig
 from overture.runs.forms import DATA, Each, Maybe, check_form, number, text
 
-__all__ = ["Finished", "add_values", "member_file", "processor_name", "read_finished", "write_finished", "write_lines"]
+__all__ = [
+    "Finished",
+    "add_values",
+    "lacking",
+    "member_file",
+    "processor_name",
+    "read_finished",
+    "write_finished",
+    "write_lines",
+]
 
 
 def protocol(value: Any) -> bool:
@@ -63,6 +73,11 @@ def add_values(
     found = {**known["values"], **{name: value.to_dict() for name, value in values.items()}}
     added = [*known.get("added", []), {"readings": list(readings), "device": device, **_machine()}]
     write_record(path, {**known, "readings": [*known["readings"], *readings], "added": added, "values": found})
+
+
+def lacking(readings: Iterable[str], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of these readings nobody has taken of a member, by what its file holds; all, where there is no file."""
+    return tuple(name for name in readings if name not in known.get("readings", ()))
 
 
 def _machine() -> dict[str, Any]:
@@ -121,7 +136,7 @@ def _read(path: Path, member: Member, suite: Suite) -> Finished:
             f"runs/{member.group}/{member.name} beside it to run it anew"
         )
     values = {name: Value(float(v["value"]), v["unit"], v.get("protocol")) for name, v in record["values"].items()}
-    return Finished(member, values, record, tuple(name for name in suite.readings if name not in record["readings"]))
+    return Finished(member, values, record, lacking(suite.readings, record))
 
 
 def write_lines(root: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from overture.bench.member_file import add_values, write_finished
+from overture.bench.member_file import add_values, lacking, write_finished
 from overture.bench.readings import take_readings
 from overture.errors import OvertureError
 from overture.files import read_record, remove
@@ -36,7 +36,7 @@ class MemberTask(Task):
 
     def is_done(self) -> bool:
         """Another suite with this folder may have finished the member since, and taken all readings of this one."""
-        return not self._lacking(self._known())
+        return not lacking(self.about["readings"], self._known())
 
     def conclude(self, run: RunDirectory, progress: Progress, processes: Processes) -> None:
         """Read, write the member's file, and give back the disk that models and numbers do not need."""
@@ -48,9 +48,10 @@ class MemberTask(Task):
         known = self._known()
         if known and known["models"] != models:
             raise OvertureError(f"{self.file}: is of other models than lie in {run.root}; delete it to measure these")
-        values = take_readings(self._lacking(known), run, processes.device)
+        readings = lacking(self.about["readings"], known)
+        values = take_readings(readings, run, processes.device)
         if known:
-            add_values(Path(self.file), known, self._lacking(known), str(processes.device), values)
+            add_values(Path(self.file), known, readings, str(processes.device), values)
         else:
             resolved = run.read_config()
             about = {
@@ -69,10 +70,6 @@ class MemberTask(Task):
     def _known(self) -> dict[str, Any]:
         """What the member's file holds; nothing where there is none."""
         return read_record(Path(self.file)) if Path(self.file).exists() else {}
-
-    def _lacking(self, known: dict[str, Any]) -> tuple[str, ...]:
-        """The readings that are not in it."""
-        return tuple(name for name in self.about["readings"] if name not in known.get("readings", ()))
 
 
 if __name__ == "__main__":

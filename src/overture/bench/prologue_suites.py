@@ -16,7 +16,14 @@ from overture.bench.codebook_suites import (
 )
 from overture.bench.suite import Suite
 from overture.interop.releases import prologue_segment
-from overture.recipes.prologue_small import PATCHES_START, POST_TRAINING, SHARED_RATE, joint_prior, visual_segment
+from overture.recipes.prologue_small import (
+    PATCHES_START,
+    POST_TRAINING,
+    SHARED_RATE,
+    joint_prior,
+    second_encoder,
+    visual_segment,
+)
 from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig
@@ -97,12 +104,10 @@ def _shared(plain: RunConfig, tokens: int, visual: SegmentConfig) -> RunConfig:
 
 def _post(plain: RunConfig, name: str, tokens: int, visual: SegmentConfig) -> RunConfig:
     """A prologue from a second encoder over a finished tokenizer, which stays as it is."""
-    # With gates at 0 it begins, and stays, the same for every image.
-    post_encoder = replace(plain.tokenizer.encoder, gate=1.0, init="released")
     tokenizer = replace(
         plain.tokenizer,
         segments=(prologue_segment(tokens, PROLOGUE_CODES, source="post"), visual),
-        post_encoder=post_encoder,
+        post_encoder=second_encoder(plain.tokenizer.encoder),
     )
     run = replace(plain, tokenizer=tokenizer).changed({"name": name, "tokenizer_training.joint": JOINT_PRIOR})
     return run.changed(POST_TRAINING)

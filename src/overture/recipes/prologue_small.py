@@ -67,8 +67,7 @@ def prologue_post_fashion_mnist() -> tuple[RunConfig, ...]:
     ``overture run prologue-post-fashion-mnist``.
     """
     segments = (prologue_segment(4, 64, source="post"), visual_segment("patches", UNIFORM))
-    post_encoder = replace(one_dimensional("", UNIFORM).tokenizer.encoder, gate=1.0, init="released")
-    post = _laptop("post", segments, post_encoder=post_encoder)
+    post = _laptop("post", segments, post_encoder=second_encoder(one_dimensional("", UNIFORM).tokenizer.encoder))
     return (post.changed({"tokenizer_training.start_from": "runs/prologue-fashion-mnist/2d", **POST_TRAINING}),)
 
 
@@ -90,6 +89,11 @@ def vcq_prologue() -> tuple[RunConfig, ...]:
         "vcq-1d": (prologue, replace(visual_segment("queries", GROWING), tokens=49)),
     }
     return tuple(_laptop(name, segments) for name, segments in layouts.items())
+
+
+def second_encoder(first: TransformerConfig) -> TransformerConfig:
+    """The encoder of Post, as large as the first. With gates at 0 it begins, and stays, the same for every image."""
+    return replace(first, gate=1.0, init="released")
 
 
 def visual_segment(source: str, codebook: CodebookConfig) -> SegmentConfig:
