@@ -61,15 +61,15 @@ PARTS: dict[str, Part] = {
     "ceilings": Part(20, ceilings),
     "golden data": Part(35, golden),
     "prior step, Base": Part(35, partial(prior_step, BASE)),
-    "tokenizer step": Part(45, partial(tokenizer_step, "imagenet-2d")),
-    "joint step": Part(45, partial(tokenizer_step, "prologue-b-b")),
-    "encode": Part(25, encode),
+    "tokenizer step": Part(40, partial(tokenizer_step, "imagenet-2d")),
+    "joint step": Part(40, partial(tokenizer_step, "prologue-b-b")),
+    "encode": Part(20, encode),
     "code search": Part(15, search),
-    "sample, Base": Part(70, partial(sample, BASE)),
+    "sample, Base": Part(75, partial(sample, BASE)),
     "prior step, Large": Part(40, partial(prior_step, LARGE)),
-    "prior step, XL": Part(55, partial(prior_step, XL)),
+    "prior step, XL": Part(50, partial(prior_step, XL)),
     "sample, XL": Part(70, partial(sample, XL)),
-    "prior step, Base, compiled": Part(75, partial(prior_step, BASE, compiled=True)),
+    "prior step, Base, compiled": Part(100, partial(prior_step, BASE, compiled=True)),
     "tests": Part(70, tests),
 }
 """In this order, what matters most first; together they may take the ten minutes."""
@@ -133,7 +133,8 @@ def cells(row: dict[str, Any], about: dict[str, Any] | None) -> tuple[str, ...]:
     products = rate * row["flops"] / ceiling if rate and ceiling else None
     read = row["bytes"] / row["seconds"] / about["bandwidth"] if about and "bytes" in row else None
     remark = f"FAILED: {row['failed']}" if "failed" in row else row.get("remark", "")
-    words = (row.get("case"), row.get("precision"), row.get("execution"), remark)
+    first = f"the first batch {row['first']:.2g} s" if "first" in row else ""
+    words = (row.get("case"), row.get("precision"), row.get("execution"), first, remark)
     return (
         row["part"],
         str(batch or ""),

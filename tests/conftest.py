@@ -1,7 +1,8 @@
 """Shared set-up: one thread per process, so that two test processes do not fight over two cores; and the device.
 
 ``OVERTURE_TEST_DEVICE=cuda python -m pytest -m device`` runs the tests that have something to say on an accelerator there;
-without it they run on the CPU, as all others do.
+without it they run on the CPU, as all others do: also where there is an accelerator, which commands would choose by
+themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from overture.processes import choose_device
 
 torch.set_num_threads(1)
+if "OVERTURE_TEST_DEVICE" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for it, and for the processes that tests start
 
 
 def pytest_configure(config: pytest.Config) -> None:

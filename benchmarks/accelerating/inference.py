@@ -56,27 +56,27 @@ def sample(size: PriorConfig, machine: Machine, sizes: Sizes, emit: Emit) -> Non
     sampler = Sampler(prior, Sampling(guidance), dtype=machine.dtype)
     for wanted in sizes.sample_batches:
         machine.forget_memory()
-        seconds, batch, remark = fitting(partial(_seconds_of_samples, sampler, tokenizer, machine, sizes), wanted)
+        (seconds, first), batch, remark = fitting(partial(_seconds_of_samples, sampler, tokenizer, machine, sizes), wanted)
         emit(
             {
                 "batch": batch, "seconds": seconds, "images_per_second": batch / seconds,
                 "precision": machine.precision, "flops": flops, "peak": machine.peak_memory(), "remark": remark,
                 "bytes": sampling_bytes(prior_config, layout, batch, machine.dtype.itemsize),
-                "execution": sampler.snapshot.execution,
+                "execution": sampler.snapshot.execution, "first": first,
             }
         )  # fmt: skip
 
 
 @torch.inference_mode()
-def _seconds_of_samples(sampler: Sampler, tokenizer: Tokenizer, machine: Machine, sizes: Sizes, batch: int) -> float:
+def _seconds_of_samples(sampler: Sampler, tokenizer: Tokenizer, machine: Machine, sizes: Sizes, batch: int) -> tuple[float, float]:
     layout, classes = tokenizer.layout, sampler.snapshot.prior.config.num_classes
 
     def images() -> torch.Tensor:
         sequence = sampler(torch.arange(batch) % classes)
         return tokenizer.decode_valid(layout.from_sequence(sequence))
 
-    images()  # graphs are captured, and blocks compiled where that is so
-    return machine.seconds(images, sizes.seconds)
+    first = machine.seconds(images, 0.0)  # graphs are captured, and blocks compiled where that is so
+    return machine.seconds(images, sizes.seconds), first
 
 
 def sampling_bytes(config: PriorConfig, layout: Layout, batch: int, itemsize: int) -> int:

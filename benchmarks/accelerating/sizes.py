@@ -53,5 +53,5 @@ def planned(config: RunConfig) -> dict[str, Any]:
     return make_plan(config, count_images(config))
 
 
-FULL = Sizes(False, 8192, 8.0, 32, 64, 256, (1, 64, 512))
+FULL = Sizes(False, 8192, 4.0, 32, 64, 256, (1, 64, 512))
 TOY = Sizes(True, 128, 0.05, 4, 4, 4, (1, 2, 3))

@@ -18,6 +18,7 @@ PAGES = {
     "few-images": "codebooks.md",
     "prior-sizes": "codebooks.md",
     "cifar-codebooks": "codebooks.md",
+    "cifar-long": "codebooks.md",
     "prologue": "prologue.md",
     "prologue-vcq": "prologue.md",
     "cifar-prologue": "prologue.md",

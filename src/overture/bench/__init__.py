@@ -25,6 +25,7 @@ SUITES = OpenList(
         "prologue": "overture.bench.prologue_suites:prologue",
         "prologue-vcq": "overture.bench.prologue_suites:prologue_vcq",
         "cifar-codebooks": "overture.bench.codebook_suites:cifar_codebooks",
+        "cifar-long": "overture.bench.codebook_suites:cifar_long",
         "cifar-prologue": "overture.bench.prologue_suites:cifar_prologue",
         "cliff": "overture.bench.codebook_suites:cliff",
         "second-judge": "overture.bench.judge_suites:second_judge",

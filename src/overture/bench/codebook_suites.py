@@ -11,7 +11,7 @@ from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig, Schedule
 
-__all__ = ["cifar_codebooks", "cliff", "codebook_run", "few_images", "prior_sizes", "uniform_vcq"]
+__all__ = ["cifar_codebooks", "cifar_long", "cliff", "codebook_run", "few_images", "prior_sizes", "uniform_vcq"]
 
 TOKENS, K_MAX, LARGEST = 32, 1024, 4096
 READINGS = ("results", "neighbours", "probe", "calibration")
@@ -65,6 +65,28 @@ def cifar_codebooks() -> Suite:
         readings=READINGS,
         folder="cifar10-16",
     )
+
+
+def cifar_long() -> Suite:
+    """The same with tokenizers of twice the width that see 13 times as many images: minutes of an accelerator each.
+
+    Hardware: an accelerator for the tokenizers (``--device cuda --jobs 4``: several small ones share it well); a CPU core
+    would take more than an hour for one. The priors are those of ``cifar-codebooks``, a CPU core's work.
+    """
+    long = {
+        "tokenizer.encoder.dim": 128,
+        "tokenizer.encoder.depth": 4,
+        "tokenizer.decoder.dim": 128,
+        "tokenizer.decoder.depth": 4,
+        "tokenizer_training.batch_size": 256,
+        "tokenizer_training.steps": 2000,
+        "tokenizer_training.optimizer.flat": 1000,
+        "tokenizer_training.discriminator_optimizer.flat": 1000,
+        "tokenizer_training.adversarial.start": 700,
+    }
+    short = cifar_codebooks()
+    runs = tuple(run.changed({"name": f"{run.name}-long", **long}) for run in short.runs if run.name != "power-2")
+    return replace(short, runs=runs, compare="uniform-long")
 
 
 def cliff() -> Suite:

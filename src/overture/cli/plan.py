@@ -9,7 +9,8 @@ from overture.cli.common import at_least, print_json
 from overture.cli.run import add_growth, add_start_from
 from overture.errors import UsageError
 
-UTILISATION = 0.4
+UTILISATION = 0.1
+"""What Base models reached on an H100 (docs/experiments/performance.md); others may reach more or less."""
 """What well-kept training of transformers of this size reaches of a card's peak, about; assumed where nothing is said."""
 
 
@@ -36,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "--utilisation",
         type=float,
         metavar="SHARE",
-        help=f"of the card's peaks, an assumption (default: {UTILISATION})",
+        help=f"of the card's peaks (default: {UTILISATION}, which Base models reached on an H100)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(accepts_overrides=True, run=run)
@@ -106,7 +107,7 @@ def card_lines(plan: dict[str, Any]) -> list[str]:
     card, size = plan["card"], plan["world_size"]
     lines = [
         f"accelerator-hours on {card['name']} ({_flops(card['flops'])}/s bfloat16, {_bytes(card['bandwidth'])}/s), if "
-        f"{100 * card['utilisation']:g} % of both is reached (an assumption, nothing was measured)"
+        f"{100 * card['utilisation']:g} % of both is reached (an assumption about your machine)"
     ]
     for name, hours in card["hours"].items():
         notes = [f"the first hour reaches step {card['first_hour'][name]:,}"] if name in card["first_hour"] else []

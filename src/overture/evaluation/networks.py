@@ -271,7 +271,8 @@ class RandomNetwork(FeatureNetwork):
 
     def __init__(self, dims: int, device: torch.device | str = "cpu", seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.weight = torch.randn(3 * 8 * 8, dims, generator=generator).to(device) / (3 * 8 * 8) ** 0.5
+        # Divided before it is moved: a device may round otherwise, and these weights are known by their hash.
+        self.weight = (torch.randn(3 * 8 * 8, dims, generator=generator) / (3 * 8 * 8) ** 0.5).to(device)
         self.dims, self.name = dims, f"random:{dims}"
         self.weights_hash = weights_hash({"weight": self.weight})
 

@@ -2,7 +2,7 @@
 
 Training is held against the card's peak of dense bfloat16 products, sampling against its memory bandwidth: with few
 rows a step, sampling costs what it takes to read weights and cache. ``utilisation`` is the share of either peak that is
-reached. It is an assumption, not a measurement, and every number here is inversely proportional to it.
+reached: an assumption about a machine that is not at hand. Hours are inversely proportional to it.
 """
 
 from __future__ import annotations

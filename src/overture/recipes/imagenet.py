@@ -66,7 +66,7 @@ def imagenet_vcq_xl() -> tuple[RunConfig, ...]:
     2 to 16384 by power 2 (another law or K_max: ``--growth "geometric 2..4096"``), and the Prologue paper's XL prior and
     its training: 32 layers of 1280 channels, 800 epochs at batch 2048. That has 691 M parameters; of powers of two 16384
     comes nearest to the paper's label (32768: 733 M, 8192: 670 M), which is no proof.
-    Hardware: 32 accelerators of 80 GB (68 GB each at 64 sequences), two days; ``overture plan imagenet-vcq-xl --card
+    Hardware: 32 accelerators of 80 GB (68 GB each at 64 sequences), days; ``overture plan imagenet-vcq-xl --card
     h100 --world-size 32`` tells the hours at an assumed utilisation.
     Command: ``torchrun --nnodes 4 --nproc-per-node 8 -m overture run imagenet-vcq-xl``.
     """
