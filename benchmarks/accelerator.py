@@ -66,9 +66,9 @@ PARTS: dict[str, Part] = {
     "encode": Part(20, encode),
     "code search": Part(15, search),
     "sample, Base": Part(75, partial(sample, BASE)),
-    "prior step, Large": Part(40, partial(prior_step, LARGE)),
+    "prior step, Large": Part(35, partial(prior_step, LARGE)),
     "prior step, XL": Part(50, partial(prior_step, XL)),
-    "sample, XL": Part(70, partial(sample, XL)),
+    "sample, XL": Part(65, partial(sample, XL)),
     "prior step, Base, compiled": Part(100, partial(prior_step, BASE, compiled=True)),
     "tests": Part(70, tests),
 }

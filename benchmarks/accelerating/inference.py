@@ -56,7 +56,9 @@ def sample(size: PriorConfig, machine: Machine, sizes: Sizes, emit: Emit) -> Non
     sampler = Sampler(prior, Sampling(guidance), dtype=machine.dtype)
     for wanted in sizes.sample_batches:
         machine.forget_memory()
-        (seconds, first), batch, remark = fitting(partial(_seconds_of_samples, sampler, tokenizer, machine, sizes), wanted)
+        (seconds, first), batch, remark = fitting(
+            partial(_seconds_of_samples, sampler, tokenizer, machine, sizes), wanted
+        )
         emit(
             {
                 "batch": batch, "seconds": seconds, "images_per_second": batch / seconds,
@@ -68,7 +70,9 @@ def sample(size: PriorConfig, machine: Machine, sizes: Sizes, emit: Emit) -> Non
 
 
 @torch.inference_mode()
-def _seconds_of_samples(sampler: Sampler, tokenizer: Tokenizer, machine: Machine, sizes: Sizes, batch: int) -> tuple[float, float]:
+def _seconds_of_samples(
+    sampler: Sampler, tokenizer: Tokenizer, machine: Machine, sizes: Sizes, batch: int
+) -> tuple[float, float]:
     layout, classes = tokenizer.layout, sampler.snapshot.prior.config.num_classes
 
     def images() -> torch.Tensor:
