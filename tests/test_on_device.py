@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from overture.evaluation.networks import load_network
 from overture.losses.adversarial import AdversarialConfig
 from overture.priors import PriorConfig
 from overture.priors.model import Prior
@@ -35,6 +36,10 @@ def accelerator(device: torch.device) -> torch.device:
     if device.type == "cpu":
         pytest.skip("compares an accelerator with the CPU")
     return device
+
+
+def test_the_random_network_is_the_same_on_every_device(accelerator: torch.device) -> None:
+    assert load_network("random:6", accelerator).weights_hash == load_network("random:6").weights_hash
 
 
 def built_tokenizer() -> Tokenizer:

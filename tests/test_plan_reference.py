@@ -196,7 +196,7 @@ def test_a_card_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "quickstart", "--tiny", "--only", "vcq", "--card", "tests_card:SMALL"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "if 10 % of both is reached (an assumption, an assumption about your machine)" in text
+    assert "if 10 % of both is reached (an assumption about your machine)" in text
     assert "expected in the log at step 0" in text
     assert main([*words, "--utilisation", "0.1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["card"]["utilisation"] == 0.1
