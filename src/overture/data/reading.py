@@ -48,8 +48,6 @@ class Batch:
     indices: Tensor
     """int64 ``[B]``: which images of the source these are."""
     corrupt: dict[str, str] = field(default_factory=dict)
-    transparent: int = 0
-    """How many of them the background shows through."""
 
 
 class Reader(Protocol[B]):

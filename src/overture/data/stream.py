@@ -249,5 +249,4 @@ def _batch(
     """Channels come last in Pillow and first in torch."""
     images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3)))
     labels = torch.from_numpy(reader.source.labels[indices])
-    transparent = sum(index in reader.transparent for index in indices.tolist())
-    return Batch(images, labels, torch.from_numpy(indices), corrupt, transparent)
+    return Batch(images, labels, torch.from_numpy(indices), corrupt)
