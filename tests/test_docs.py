@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(?P<mark><!-- (?:not run: [^\n]+|file: (?P<file>\S+)|fails: (?P<fails>[^\n]+)) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
+    r"^(?P<mark><!-- (?:not run: [^\n]+|file: (?P<file>\S+)|fails: (?P<fails>[^\n]+)|before: (?P<before>[^\n]+)) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
     re.M | re.S,
 )
 SLOW = ("pip install",)
@@ -26,15 +26,18 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
     """Language (or file), code, and the words that it fails with, of every block that is meant to run.
 
     ``<!-- not run: reason -->`` above a block exempts it, ``<!-- file: NAME -->`` makes it a file for those after it,
-    ``<!-- fails: words -->`` says what the one command in it tells.
+    ``<!-- fails: words -->`` says what the one command in it tells, and ``<!-- before: COMMAND -->`` stands for a long one
+    that the reader has run by then.
     """
     found = []
     for match in BLOCK.finditer(page.read_text()):
+        if match["before"]:
+            found.append(("bash", match["before"], ""))
         if match["file"]:
             found.append((match["file"], match["code"], ""))
         elif match["fails"]:
             found.append((match["language"], match["code"], match["fails"]))
-        elif not match["mark"] and not any(word in match["code"] for word in SLOW):
+        elif (match["before"] or not match["mark"]) and not any(word in match["code"] for word in SLOW):
             found.append((match["language"], match["code"], ""))
     return found
 
