@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from overture.bench.suite import Suite
@@ -70,8 +70,9 @@ def cifar_codebooks() -> Suite:
 def cifar_long() -> Suite:
     """The same with tokenizers of twice the width that see 13 times as many images: minutes of an accelerator each.
 
+    With the priors of ``cifar-codebooks``, and with priors of four times as many batches: such tokens hold much more.
     Hardware: an accelerator for the tokenizers (``--device cuda --jobs 4``: several small ones share it well); a CPU core
-    would take more than an hour for one. The priors are those of ``cifar-codebooks``, a CPU core's work.
+    would take more than an hour for one. Everything else is a CPU core's work.
     """
     long = {
         "tokenizer.encoder.dim": 128,
@@ -85,8 +86,9 @@ def cifar_long() -> Suite:
         "tokenizer_training.adversarial.start": 700,
     }
     short = cifar_codebooks()
-    runs = tuple(run.changed({"name": f"{run.name}-long", **long}) for run in short.runs if run.name != "power-2")
-    return replace(short, runs=runs, compare="uniform-long")
+    whole = [run.changed({"name": f"{run.name}-long", **long}) for run in short.runs if run.name != "power-2"]
+    runs, starts, compare = _under_other_priors(whole, {"6000": {"prior_training.steps": 6000}})
+    return replace(short, runs=runs, starts_from=starts, compare=compare)
 
 
 def cliff() -> Suite:
@@ -198,17 +200,28 @@ def in_colour(run: RunConfig) -> RunConfig:
 
 
 def _with_other_priors(priors: Mapping[str, dict[str, int]], metrics: dict[str, str]) -> Suite:
-    """Three codebooks under their own prior and under other ones, each beside the uniform codebook under the same."""
-    runs, starts, compare = [], {}, {}
-    for law in ("uniform", "linear", "equal-bits"):
-        runs.append(whole := codebook_run(law, laws()[law]))
-        training = replace(whole.tokenizer_training, trains="nothing", start_from=law)
-        for prior, changes in priors.items():
-            name = f"{law}-{prior}"
-            runs.append(replace(whole, tokenizer_training=training).changed({"name": name, **changes}))
-            starts[name], compare[name] = law, f"uniform-{prior}"
-        compare[law] = "uniform"
+    """Three codebooks of Fashion-MNIST under their own prior and under other ones."""
+    whole = [codebook_run(law, laws()[law]) for law in ("uniform", "linear", "equal-bits")]
+    runs, starts, compare = _under_other_priors(whole, priors)
     return Suite(
-        runs=tuple(runs), compare=compare, starts_from=starts, metrics=metrics, readings=READINGS,
-        folder="fashion-mnist-16",
-    )  # fmt: skip
+        runs=runs, compare=compare, starts_from=starts, metrics=metrics, readings=READINGS, folder="fashion-mnist-16"
+    )
+
+
+def _under_other_priors(
+    whole: Sequence[RunConfig], priors: Mapping[str, dict[str, int]]
+) -> tuple[tuple[RunConfig, ...], dict[str, str], dict[str, str]]:
+    """Runs, and each again with its tokenizer under other priors; what these start from; what each is compared with.
+
+    That is the first of ``whole`` under the same prior.
+    """
+    runs: list[RunConfig] = []
+    starts, compare = {}, {}
+    for run in whole:
+        training = replace(run.tokenizer_training, trains="nothing", start_from=run.name)
+        others = {f"{run.name}-{prior}": changes for prior, changes in priors.items()}
+        runs.append(run)
+        runs += [replace(run, tokenizer_training=training).changed({"name": n, **c}) for n, c in others.items()]
+        starts |= dict.fromkeys(others, run.name)
+        compare |= {run.name: whole[0].name, **{f"{run.name}-{prior}": f"{whole[0].name}-{prior}" for prior in priors}}
+    return tuple(runs), starts, compare
