@@ -216,7 +216,8 @@ def _under_other_priors(
     That is the first of ``whole`` under the same prior.
     """
     runs: list[RunConfig] = []
-    starts, compare = {}, {}
+    starts: dict[str, str] = {}
+    compare: dict[str, str] = {}
     for run in whole:
         training = replace(run.tokenizer_training, trains="nothing", start_from=run.name)
         others = {f"{run.name}-{prior}": changes for prior, changes in priors.items()}
