@@ -535,6 +535,7 @@ def test_equal_bits_and_equal_largest_sizes() -> None:
     bits = {name: sum(map(math.log2, each)) for name, each in sizes.items()}
     assert bits["uniform"] == 320
     assert abs(bits["equal-bits"] - 320) < 1
+    assert abs(bits["uniform-349"] - bits["linear"]) < 0.5
     assert {max(sizes[name]) for name in ("uniform", "linear", "power-2", "geometric")} == {1024}
     assert bits["uniform"] > bits["linear"] > bits["power-2"] > bits["geometric"]
 

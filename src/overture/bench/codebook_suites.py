@@ -14,14 +14,17 @@ from overture.schedules import CodebookConfig, Schedule
 __all__ = ["cifar_codebooks", "cifar_long", "cliff", "codebook_run", "few_images", "prior_sizes", "uniform_vcq"]
 
 TOKENS, K_MAX, LARGEST = 32, 1024, 4096
+SAME_ROOM = 349
+"""Codes with which a uniform codebook has the 270 bits of linear growth."""
 READINGS = ("results", "neighbours", "probe", "calibration")
 
 
 def uniform_vcq() -> Suite:
-    """A uniform codebook against growing ones on Fashion-MNIST at 16 px: seven of equal K_max, one of equal bits.
+    """Uniform codebooks against growing ones on Fashion-MNIST at 16 px: seven of equal K_max, two pairs of equal bits.
 
-    ``equal-bits`` grows up to 4096 codes by the power law that has the uniform model's 320 bits. ``reversed`` and
-    ``shuffled`` have the sizes of ``linear`` in another order: what they lose is the order's doing.
+    ``equal-bits`` grows up to 4096 codes by the power law that has the 320 bits of ``uniform``; ``uniform-349`` has the 270
+    bits of ``linear``. ``reversed`` and ``shuffled`` have the sizes of ``linear`` in another order: what they lose is the
+    order's doing.
     Hardware: one CPU core a member.
     """
     return Suite(
@@ -40,7 +43,9 @@ def few_images() -> Suite:
     Hardware: one CPU core a member; those of ``uniform-vcq`` are members here too.
     """
     priors = {str(images): {"tokens.images": images} for images in (10_000, 2_000)}
-    return _with_other_priors(priors, {**GENERATION, **BITS, **COPIES})
+    return _with_other_priors(
+        ("uniform", "uniform-349", "linear", "equal-bits"), priors, {**GENERATION, **BITS, **COPIES}
+    )
 
 
 def prior_sizes() -> Suite:
@@ -49,7 +54,7 @@ def prior_sizes() -> Suite:
     Hardware: one CPU core a member; the largest takes the longest, about as long as 6 of the second.
     """
     priors = {name: {"prior.dim": dim, "prior.depth": depth} for name, (dim, depth) in PRIORS.items()}
-    return _with_other_priors(priors, {**GENERATION, **BITS})
+    return _with_other_priors(("uniform", "linear", "equal-bits"), priors, {**GENERATION, **BITS})
 
 
 def cifar_codebooks() -> Suite:
@@ -145,6 +150,7 @@ def laws() -> dict[str, CodebookConfig]:
     equal_bits = Schedule.power_for_bits(TOKENS, 2, LARGEST, Schedule.uniform(TOKENS, K_MAX).total_bits)
     return {
         "uniform": CodebookConfig("uniform", k_max=K_MAX),
+        f"uniform-{SAME_ROOM}": CodebookConfig("uniform", k_max=SAME_ROOM),
         "linear": CodebookConfig("linear", k_min=2, k_max=K_MAX),
         "power-2": CodebookConfig("power", k_min=2, k_max=K_MAX, exponent=2.0),
         "power-3": CodebookConfig("power", k_min=2, k_max=K_MAX, exponent=3.0),
@@ -199,9 +205,9 @@ def in_colour(run: RunConfig) -> RunConfig:
     return run.changed({"data.source": "cifar10", "data.held_out": "cifar10/test", "data.channels": 3})
 
 
-def _with_other_priors(priors: Mapping[str, dict[str, int]], metrics: dict[str, str]) -> Suite:
-    """Three codebooks of Fashion-MNIST under their own prior and under other ones."""
-    whole = [codebook_run(law, laws()[law]) for law in ("uniform", "linear", "equal-bits")]
+def _with_other_priors(names: Sequence[str], priors: Mapping[str, dict[str, int]], metrics: dict[str, str]) -> Suite:
+    """Codebooks of :func:`laws` on Fashion-MNIST, under their own prior and under other ones."""
+    whole = [codebook_run(name, laws()[name]) for name in names]
     runs, starts, compare = _under_other_priors(whole, priors)
     return Suite(
         runs=runs, compare=compare, starts_from=starts, metrics=metrics, readings=READINGS, folder="fashion-mnist-16"
