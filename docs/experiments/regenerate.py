@@ -15,6 +15,7 @@ from overture.cli import main
 PAGES = {
     "cliff": "cliff.md",
     "uniform-vcq": "codebooks.md",
+    "same-bits": "codebooks.md",
     "few-images": "codebooks.md",
     "prior-sizes": "codebooks.md",
     "cifar-codebooks": "codebooks.md",

@@ -20,6 +20,7 @@ SUITES = OpenList(
     "suite",
     {
         "uniform-vcq": "overture.bench.codebook_suites:uniform_vcq",
+        "same-bits": "overture.bench.codebook_suites:same_bits",
         "few-images": "overture.bench.codebook_suites:few_images",
         "prior-sizes": "overture.bench.codebook_suites:prior_sizes",
         "prologue": "overture.bench.prologue_suites:prologue",

@@ -11,7 +11,16 @@ from overture.recipes.quickstart import one_dimensional
 from overture.runs.config import RunConfig
 from overture.schedules import CodebookConfig, Schedule
 
-__all__ = ["cifar_codebooks", "cifar_long", "cliff", "codebook_run", "few_images", "prior_sizes", "uniform_vcq"]
+__all__ = [
+    "cifar_codebooks",
+    "cifar_long",
+    "cliff",
+    "codebook_run",
+    "few_images",
+    "prior_sizes",
+    "same_bits",
+    "uniform_vcq",
+]
 
 TOKENS, K_MAX, LARGEST = 32, 1024, 4096
 SAME_ROOM = 349
@@ -31,6 +40,26 @@ def uniform_vcq() -> Suite:
         runs=tuple(codebook_run(name, law) for name, law in laws().items()),
         compare="uniform",
         metrics={**GENERATION, **BITS, **CONTENT, **FEW_CODES},
+        readings=READINGS,
+        folder="fashion-mnist-16",
+    )
+
+
+def same_bits() -> Suite:
+    """Growing codebooks, each against the uniform one that has its bits: 320 and 270, under priors of many and few images.
+
+    Every run is one of ``uniform-vcq`` or ``few-images``.
+    Hardware: one CPU core a member.
+    """
+    names = {"uniform": 0, "equal-bits": 0, f"uniform-{SAME_ROOM}": 1, "linear": 1, "reversed": 1, "shuffled": 1}
+    runs = {run.name: run for run in (*uniform_vcq().runs, *few_images().runs)}
+    compare = {name: ("uniform", f"uniform-{SAME_ROOM}")[pair] for name, pair in names.items()}
+    few = {f"{name}-2000": f"{other}-2000" for name, other in compare.items() if f"{name}-2000" in runs}
+    return Suite(
+        runs=tuple(runs[name] for name in (*names, *few)),
+        compare=compare | few,
+        starts_from={name: few_images().starts_from[name] for name in few},
+        metrics={**GENERATION, **BITS, **COPIES, **ROOM, "probe.all.4": "probe of 4 tokens, %"},
         readings=READINGS,
         folder="fashion-mnist-16",
     )
@@ -131,9 +160,9 @@ BITS = {
     "bits.held_out": "bits, held out",
 }
 COPIES = {"neighbours.features.suspicious": "near copies, %", "neighbours.tokens.copies": "exact copies"}
+ROOM = {"entropy.room": "room, bits", "entropy.cliff": "cliff"}
 CONTENT = {
-    "entropy.room": "room, bits",
-    "entropy.cliff": "cliff",
+    **ROOM,
     "probe.all.4": "probe of 4 tokens, %",
     "probe.all.8": "probe of 8, %",
     "neighbours.features.suspicious": "near copies, %",
