@@ -32,3 +32,9 @@ def test_the_pages_are_what_the_results_give(tmp_path: Path, capsys: pytest.Capt
     told = "".join(page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))
     for picture in re.findall(r"\]\((images/bench-\S+?)\)", told):
         assert (PAGES / picture).is_file(), picture
+
+
+def test_no_mark_begins_a_line() -> None:
+    """A comment at a line's start is a block of its own in Markdown, and would break the paragraph around a number."""
+    for page in PAGES.glob("*.md"):
+        assert not re.findall(r"^ *<!-- = .*", page.read_text(encoding="utf-8"), flags=re.M), page.name
