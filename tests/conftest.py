@@ -16,7 +16,7 @@ import torch
 from overture.processes import choose_device
 
 torch.set_num_threads(1)
-if "OVERTURE_TEST_DEVICE" not in os.environ:
+if os.environ.get("OVERTURE_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for it, and for the processes that tests start
 
 

@@ -54,6 +54,7 @@ def test_rows_hold_what_they_say(ran: tuple[int, list[dict]]) -> None:
         assert row["flops"] > 0
         assert row.get("peak") is None or row["peak"] > 0
         assert "planned" not in row or row["planned"] > 0
+    assert all(row["first"] > 0 for row in measured if row["part"].startswith("sample"))
     table = accelerator.table(ran[1])
     assert about["card"] in table
     assert table.count("\n| ") == len(ran[1]) + 1  # the head, and all rows but the card's

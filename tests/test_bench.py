@@ -540,6 +540,27 @@ def test_equal_bits_and_equal_largest_sizes() -> None:
     assert bits["uniform"] > bits["linear"] > bits["power-2"] > bits["geometric"]
 
 
+def test_the_suite_of_equal_bits_compares_at_equal_bits() -> None:
+    suite = load_suite("same-bits")
+    bits = {run.name: sum(map(math.log2, run.tokenizer.layout.sizes)) for run in suite.runs}
+    compared = {name: suite.compared_with(name) for name in bits if suite.compared_with(name)}
+    assert len(compared) == 6
+    assert all(abs(bits[name] - bits[other]) < 1 for name, other in compared.items())
+    images = {run.name: run.tokens.images for run in suite.runs}
+    assert all(images[name] == images[other] for name, other in compared.items())
+    known = [*load_suite("uniform-vcq").runs, *load_suite("few-images").runs]
+    assert all(run in known for run in suite.runs)
+
+
+def test_priors_of_long_tokenizers_are_compared_among_themselves() -> None:
+    suite = load_suite("cifar-long")
+    assert suite.starts_from["linear-long-6000"] == "linear-long"
+    assert suite.compared_with("linear-long-6000") == "uniform-long-6000"
+    assert suite.compared_with("linear-long") == "uniform-long"
+    steps = {run.name: run.prior_training.steps for run in suite.runs}
+    assert steps["linear-long-6000"] == 4 * steps["linear-long"]
+
+
 def test_suites_that_cannot_be() -> None:
     run = RunConfig(name="a")
     good: dict[str, Any] = {"runs": (run, replace(run, name="b")), "metrics": {"x": "x"}}

@@ -64,8 +64,17 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, place in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        found = page.parent / target if target else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if place and found.suffix == ".md":
+            heads = re.findall(r"^#+ (.*)$", found.read_text(), flags=re.M)
+            assert place in map(_anchor, heads), f"{page.name} links to {target}#{place}"
+
+
+def _anchor(head: str) -> str:
+    """How a heading is named in links."""
+    return re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -198,7 +198,10 @@ def test_a_card_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "if 10 % of both is reached (an assumption about your machine)" in text
     assert "expected in the log at step 0" in text
-    assert main([*words, "--utilisation", "0.1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["card"]["utilisation"] == 0.1
+    hours = []
+    for share in ("0.1", "0.3"):
+        assert main([*words, "--utilisation", share, "--json"]) == 0
+        hours.append(json.loads(capsys.readouterr().out)["runs"][0]["card"]["total_hours"])
+    assert hours[0] == pytest.approx(3 * hours[1])
     with pytest.raises(UsageError, match="above 0"):
         card_hours({"images": {"classes": 10}}, fresh("imagenet-1d"), "h100", 0.0)

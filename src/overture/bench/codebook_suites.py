@@ -23,13 +23,11 @@ __all__ = [
 ]
 
 TOKENS, K_MAX, LARGEST = 32, 1024, 4096
-SAME_ROOM = 349
-"""Codes with which a uniform codebook has the 270 bits of linear growth."""
 READINGS = ("results", "neighbours", "probe", "calibration")
 
 
 def uniform_vcq() -> Suite:
-    """Uniform codebooks against growing ones on Fashion-MNIST at 16 px: seven of equal K_max, two pairs of equal bits.
+    """Uniform codebooks against ones whose sizes differ, on Fashion-MNIST at 16 px: of equal K_max, and of equal bits.
 
     ``equal-bits`` grows up to 4096 codes by the power law that has the 320 bits of ``uniform``; ``uniform-349`` has the 270
     bits of ``linear``. ``reversed`` and ``shuffled`` have the sizes of ``linear`` in another order: what they lose is the
@@ -51,14 +49,21 @@ def same_bits() -> Suite:
     Every run is one of ``uniform-vcq`` or ``few-images``.
     Hardware: one CPU core a member.
     """
-    names = {"uniform": 0, "equal-bits": 0, f"uniform-{SAME_ROOM}": 1, "linear": 1, "reversed": 1, "shuffled": 1}
-    runs = {run.name: run for run in (*uniform_vcq().runs, *few_images().runs)}
-    compare = {name: ("uniform", f"uniform-{SAME_ROOM}")[pair] for name, pair in names.items()}
-    few = {f"{name}-2000": f"{other}-2000" for name, other in compare.items() if f"{name}-2000" in runs}
+    few = few_images()
+    runs = {run.name: run for run in (*uniform_vcq().runs, *few.runs)}
+    compare = {
+        "uniform": "uniform",
+        "equal-bits": "uniform",
+        "uniform-349": "uniform-349",
+        "linear": "uniform-349",
+        "reversed": "uniform-349",
+        "shuffled": "uniform-349",
+    }
+    compare |= {f"{name}-2000": f"{other}-2000" for name, other in compare.items() if f"{name}-2000" in runs}
     return Suite(
-        runs=tuple(runs[name] for name in (*names, *few)),
-        compare=compare | few,
-        starts_from={name: few_images().starts_from[name] for name in few},
+        runs=tuple(runs[name] for name in compare),
+        compare=compare,
+        starts_from={name: start for name, start in few.starts_from.items() if name in compare},
         metrics={**GENERATION, **BITS, **COPIES, **ROOM, "probe.all.4": "probe of 4 tokens, %"},
         readings=READINGS,
         folder="fashion-mnist-16",
@@ -102,7 +107,7 @@ def cifar_codebooks() -> Suite:
 
 
 def cifar_long() -> Suite:
-    """The same with tokenizers of twice the width that see 13 times as many images: minutes of an accelerator each.
+    """Uniform against growing codebooks on CIFAR-10 with wider tokenizers and 13 times the images: an accelerator's.
 
     With the priors of ``cifar-codebooks``, and with priors of four times as many batches: such tokens hold much more.
     Hardware: an accelerator for the tokenizers (``--device cuda --jobs 4``: several small ones share it well); a CPU core
@@ -179,7 +184,7 @@ def laws() -> dict[str, CodebookConfig]:
     equal_bits = Schedule.power_for_bits(TOKENS, 2, LARGEST, Schedule.uniform(TOKENS, K_MAX).total_bits)
     return {
         "uniform": CodebookConfig("uniform", k_max=K_MAX),
-        f"uniform-{SAME_ROOM}": CodebookConfig("uniform", k_max=SAME_ROOM),
+        "uniform-349": CodebookConfig("uniform", k_max=349),  # the 270 bits of linear growth
         "linear": CodebookConfig("linear", k_min=2, k_max=K_MAX),
         "power-2": CodebookConfig("power", k_min=2, k_max=K_MAX, exponent=2.0),
         "power-3": CodebookConfig("power", k_min=2, k_max=K_MAX, exponent=3.0),

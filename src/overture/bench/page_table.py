@@ -27,7 +27,7 @@ class Cell:
     comparison: Comparison | None
     """With the run that this one is compared with; None where there is no such one."""
     unlike: tuple[str, ...] = ()
-    """In which conditions its numbers differ from the first ones of the column."""
+    """In which conditions its numbers differ from those it is compared with, or else from the first of the column."""
 
     @property
     def mark(self) -> str:
@@ -74,7 +74,8 @@ def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str
     for run, metric in samples:
         sample, baseline = of_metric[metric][run], of_metric[metric].get(suite.compared_with(run))
         compared = Comparison.of(sample, baseline, chances[metric]) if baseline else None
-        first = next(protocols[own.name, metric] for own in suite.runs if (own.name, metric) in protocols)[0]
+        column = next(protocols[own.name, metric] for own in suite.runs if (own.name, metric) in protocols)
+        first = protocols.get((suite.compared_with(run), metric), column)[0]
         odd = dict.fromkeys(name for other in protocols[run, metric] for name in _unlike(first, other))
         found[run, metric] = Cell(sample, compared, tuple(odd))
     return found

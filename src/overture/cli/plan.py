@@ -11,7 +11,6 @@ from overture.errors import UsageError
 
 UTILISATION = 0.1
 """What Base models reached on an H100 (docs/experiments/performance.md); others may reach more or less."""
-"""What well-kept training of transformers of this size reaches of a card's peak, about; assumed where nothing is said."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -115,7 +114,7 @@ def card_lines(plan: dict[str, Any]) -> list[str]:
         lines += [f"  {_words(name):<20}{hours:>14,.1f}  {''.join(notes)}".rstrip()] if hours else []
     together = f"  {card['elapsed_hours']:,.1f} hours on {size} at once" if size > 1 else ""
     lines.append(f"  {'in all':<20}{card['total_hours']:>14,.1f}{together}")
-    lines.append(f"memory of {card['name']}, {_bytes(card['memory_bytes'])} of which a twentieth is kept free")
+    lines.append(f"memory of {card['name']}, {_bytes(card['memory_bytes'])} of which 8 % is kept free")
     for stage, memory in card["memory"].items():
         fits = f"fits, {_bytes(memory['left'])} left" if memory["left"] >= 0 else f"does not fit: {memory['advice']}"
         lines.append(f"  {stage:<20}{fits}")

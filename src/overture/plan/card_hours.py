@@ -20,7 +20,7 @@ from overture.runs.config import RunConfig
 
 __all__ = ["card_hours", "sampling_bytes"]
 
-SPARE = 0.05
+SPARE = 0.08
 """Share of a card's memory that is left for what a plan does not count: temporary tensors, buffers of the allocator."""
 
 VALUE_BYTES = 4
