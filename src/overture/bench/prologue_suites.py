@@ -59,7 +59,8 @@ def prologue_vcq() -> Suite:
         runs += [run] * (name != "uniform")
         runs.append(_post(run, f"{name}-post", 4, tokenizer.segments[0]))
     starts = {f"{name}-post": name for name in one_d}
-    return _suite(tuple(runs), compare="uniform", folder="fashion-mnist-16", starts_from=starts)
+    compare = {"linear": "uniform", **starts}  # a prologue with its own tokenizer alone
+    return _suite(tuple(runs), compare=compare, folder="fashion-mnist-16", starts_from=starts)
 
 
 def cifar_prologue() -> Suite:
@@ -114,7 +115,11 @@ def _post(plain: RunConfig, name: str, tokens: int, visual: SegmentConfig) -> Ru
 
 
 def _suite(
-    runs: tuple[RunConfig, ...], *, compare: str, folder: str, starts_from: dict[str, str] | None = None
+    runs: tuple[RunConfig, ...],
+    *,
+    compare: str | dict[str, str],
+    folder: str,
+    starts_from: dict[str, str] | None = None,
 ) -> Suite:
     starts = starts_from or {run.name: "2d" for run in runs if run.name.startswith("post")}
     return Suite(
