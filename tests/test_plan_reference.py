@@ -162,7 +162,7 @@ def test_the_batch_that_would_fit_fits(vcq: tuple[RunConfig, dict[str, Any]]) ->
     assert memory["advice"].endswith(f"--engine.micro-batch {fitting}")
     activations = plan["memory_per_device"]["prior"]["activations"] // 128  # of a sequence
     held = plan["memory_per_device"]["prior"]["total"] - 128 * activations
-    assert held + fitting * activations <= 0.95 * 80e9 < held + (fitting + 1) * activations
+    assert held + fitting * activations <= 0.92 * 80e9 < held + (fitting + 1) * activations
     assert "no image fits" in card_hours(plan, config, "tests_card:SMALL", 0.4)["memory"]["prior"]["advice"]
 
 
