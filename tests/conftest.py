@@ -16,7 +16,8 @@ import torch
 from overture.processes import choose_device
 
 torch.set_num_threads(1)
-if os.environ.get("OVERTURE_TEST_DEVICE", "cpu") == "cpu":
+DEVICE = os.environ.get("OVERTURE_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for it, and for the processes that tests start
 
 
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def device() -> torch.device:
     """Where the tests marked ``device`` run; float32 is float32 there."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return choose_device(os.environ.get("OVERTURE_TEST_DEVICE", "cpu"))
+    return choose_device(DEVICE)
 
 
 @pytest.fixture(scope="session", autouse=True)

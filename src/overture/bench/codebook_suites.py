@@ -259,10 +259,11 @@ def _under_other_priors(
     starts: dict[str, str] = {}
     compare: dict[str, str] = {}
     for run in whole:
-        training = replace(run.tokenizer_training, trains="nothing", start_from=run.name)
-        others = {f"{run.name}-{prior}": changes for prior, changes in priors.items()}
         runs.append(run)
-        runs += [replace(run, tokenizer_training=training).changed({"name": n, **c}) for n, c in others.items()]
-        starts |= dict.fromkeys(others, run.name)
-        compare |= {run.name: whole[0].name, **{f"{run.name}-{prior}": f"{whole[0].name}-{prior}" for prior in priors}}
+        compare[run.name] = whole[0].name
+        training = replace(run.tokenizer_training, trains="nothing", start_from=run.name)
+        for prior, changes in priors.items():
+            name = f"{run.name}-{prior}"
+            runs.append(replace(run, tokenizer_training=training).changed({"name": name, **changes}))
+            starts[name], compare[name] = run.name, f"{whole[0].name}-{prior}"
     return tuple(runs), starts, compare

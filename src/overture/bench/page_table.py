@@ -72,11 +72,12 @@ def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str
     chances = {metric: Chance.pooled(_own_values(suite, runs)) for metric, runs in of_metric.items()}
     found = {}
     for run, metric in samples:
-        sample, baseline = of_metric[metric][run], of_metric[metric].get(suite.compared_with(run))
+        other = suite.compared_with(run)
+        sample, baseline = of_metric[metric][run], of_metric[metric].get(other)
         compared = Comparison.of(sample, baseline, chances[metric]) if baseline else None
         column = next(protocols[own.name, metric] for own in suite.runs if (own.name, metric) in protocols)
-        first = protocols.get((suite.compared_with(run), metric), column)[0]
-        odd = dict.fromkeys(name for other in protocols[run, metric] for name in _unlike(first, other))
+        first = protocols.get((other, metric), column)[0]
+        odd = dict.fromkeys(name for own in protocols[run, metric] for name in _unlike(first, own))
         found[run, metric] = Cell(sample, compared, tuple(odd))
     return found
 

@@ -103,6 +103,8 @@ def table(plan: dict[str, Any]) -> list[str]:
 
 def card_lines(plan: dict[str, Any]) -> list[str]:
     """Hours on a card, and whether a device has the memory."""
+    from overture.plan.card_hours import SPARE
+
     card, size = plan["card"], plan["world_size"]
     lines = [
         f"accelerator-hours on {card['name']} ({_flops(card['flops'])}/s bfloat16, {_bytes(card['bandwidth'])}/s), if "
@@ -114,7 +116,7 @@ def card_lines(plan: dict[str, Any]) -> list[str]:
         lines += [f"  {_words(name):<20}{hours:>14,.1f}  {''.join(notes)}".rstrip()] if hours else []
     together = f"  {card['elapsed_hours']:,.1f} hours on {size} at once" if size > 1 else ""
     lines.append(f"  {'in all':<20}{card['total_hours']:>14,.1f}{together}")
-    lines.append(f"memory of {card['name']}, {_bytes(card['memory_bytes'])} of which 8 % is kept free")
+    lines.append(f"memory of {card['name']}, {_bytes(card['memory_bytes'])} of which {100 * SPARE:g} % is kept free")
     for stage, memory in card["memory"].items():
         fits = f"fits, {_bytes(memory['left'])} left" if memory["left"] >= 0 else f"does not fit: {memory['advice']}"
         lines.append(f"  {stage:<20}{fits}")
