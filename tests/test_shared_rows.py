@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overture.analysis.shared_rows import row_distances, study
+from overture.bench.kept_layout import Thumbnails, read_layout
 from overture.errors import UsageError
 from overture.layout import Layout, Segment
 from overture.nn.transformer import TransformerConfig
 from overture.pipeline import Pipeline
 from overture.priors import Prior, PriorConfig, Sampling
 from overture.priors.sampler import generate, keep_segments
+from overture.runs.config import EvaluationConfig
 from overture.tokenizers import CodebookConfig, SegmentConfig, TokenizerConfig
 
 LAYOUT = Layout((Segment("prologue", (6, 6, 6), separator=True), Segment("visual", (4, 8, 8, 8))))
@@ -148,3 +153,48 @@ def test_greedy_rows_have_no_ratio(columns: int) -> None:
     """All images of a class are one, so there is nothing to divide by, however many they are."""
     found = study(make_pipe(), Mixed(), GREEDY, kinds=3, rows=4, columns=columns)  # type: ignore[arg-type]
     assert found.shared["ratio"] is found.independent["ratio"] is None
+
+
+# -- thumbnails as the judge ------------------------------------------------------------------------------------------
+
+
+def test_thumbnails_are_means_of_blocks() -> None:
+    images = torch.randint(0, 256, (3, 2, 8, 12), dtype=torch.uint8)
+    found = Thumbnails(2)(images)
+    blocks = images.unflatten(2, (4, 2)).unflatten(4, (4, 3)).double().mean(dim=(3, 5)) / 255
+    assert found.shape == (3, Thumbnails(2).dims)
+    assert torch.allclose(found.double(), blocks.flatten(1), atol=1e-6)
+
+
+def test_what_lies_where_counts_and_detail_does_not() -> None:
+    """Rows that differ only within blocks of 2 x 2 keep the layout whole; turning the picture does not."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = (
+        torch.randint(2, 254, (4, 1, 1, 4, 4), generator=generator).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    )
+    detail = torch.tensor([[1, -1], [-1, 1]]).repeat(4, 4)
+    same = torch.cat([coarse, coarse + detail, coarse - detail], dim=1).to(torch.uint8)
+    turned = torch.cat([coarse, coarse.flip(-1), coarse.rot90(1, (-2, -1))], dim=1).to(torch.uint8)
+    classes = torch.zeros(4, dtype=torch.int64)
+    kept, lost = (row_distances(images[:, :, None, 0], classes, Thumbnails(1)) for images in (same, turned))
+    assert kept["ratio"] == pytest.approx(0, abs=1e-6)
+    assert lost["ratio"] is not None
+    assert lost["ratio"] > 0.5
+
+
+def test_the_reading_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is the study of shared rows with thumbnails, and nothing where there is one segment."""
+    pipe, evaluation = make_pipe(), EvaluationConfig(guidance="constant 1.5")
+    run = SimpleNamespace(
+        root=tmp_path, read_config=lambda: SimpleNamespace(tokenizer=config, evaluation=evaluation, seed=3)
+    )
+    monkeypatch.setattr(Pipeline, "load", lambda *_: pipe)
+    config = pipe.tokenizer.config
+    values = read_layout(run, torch.device("cpu"))  # type: ignore[arg-type]
+    expected = study(pipe, Thumbnails(1), evaluation.guided, seed=3).shared["ratio"]
+    assert {name: value.value for name, value in values.items()} == {"layout.ratio": expected}
+    assert values["layout.ratio"].protocol == {
+        "segment": "prologue", "rows": 12, "columns": 8, "network": "thumbnail:4", "guidance": "constant 1.5",
+    }  # fmt: skip
+    config = replace(config, segments=config.segments[1:])
+    assert read_layout(run, torch.device("cpu")) == {}  # type: ignore[arg-type]

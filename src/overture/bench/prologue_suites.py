@@ -132,7 +132,8 @@ def _suite(
             **CONTENT,
             "bits.held_out.prologue": "bits of the prologue",
             "shared_rows.ratio": "within a prologue / between",
+            "layout.ratio": "the same of thumbnails",
         },
-        readings=READINGS,
+        readings=(*READINGS, "layout"),
         folder=folder,
     )
