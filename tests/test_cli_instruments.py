@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from overture.analysis import prefix
 from overture.cli import main
 from overture.cli.common import open_judge
+from overture.cli.prefix import IMAGES
 from overture.cli.search_guidance import same_statistics
 from overture.data.token_files import TokenFile
 from overture.data.transforms import on_background, to_uint8
@@ -36,14 +38,14 @@ from overture.runs.stages import execute
         (["probe", "nowhere", "--features", "pixels"], "give codes, ids or codes,ids"),
         (["probe", "nowhere", "--tokens", "1,two"], "--tokens 1,two: give numbers such as 1,2,4"),
         (["probe", "nowhere", "--rows", "0"], "--rows is 0, needs >= 1"),
-        (["probe", "nowhere"], "no file"),
+        (["probe", "nowhere"], "no such run directory"),
         (["probe", "nowhere", "--plot", "probe.gif"], ".png, .svg, .pdf"),
-        (["prefix", "nowhere"], "not a run directory"),
+        (["prefix", "nowhere"], "no such run directory"),
         (["prefix", "nowhere", "--images", "1"], "--images is 1, needs >= 2"),
         (["prefix", "nowhere", "--guidance", "2"], "add --conditional"),
         (["prefix", "nowhere", "--temperature", "0"], "temperature is 0"),
         (["prefix", "nowhere", "--plot", "prefix.gif"], ".png, .svg, .pdf"),
-        (["neighbours", "nowhere"], "not a run directory"),
+        (["neighbours", "nowhere"], "no such run directory"),
         (["neighbours", "nowhere", "--samples", "0"], "--samples is 0, needs >= 1"),
         (["neighbours", "nowhere", "--rows", "0"], "--rows is 0, needs >= 1"),
         (["attention", "nowhere", "--seed", "-1"], "--seed is -1, needs >= 0"),
@@ -51,7 +53,7 @@ from overture.runs.stages import execute
         (["attention", "nowhere", "--data", "x"], "give --data, and --plot or --out"),
         (["attention", "nowhere", "--tokens", "0"], "--tokens is 0, needs >= 1"),
         (["attention", "nowhere", "--plot", "map.bmp"], ".png, .svg, .pdf"),
-        (["search-guidance", "nowhere"], "not a run directory"),
+        (["search-guidance", "nowhere"], "no such run directory"),
         (["search-guidance", "nowhere", "--batch-size", "0"], "--batch-size is 0, needs >= 1"),
         (["reconstruct", "nowhere", "--data", "x", "--out", "picture.gif"], "--out picture.gif: give a .png"),
         (["reconstruct", "nowhere", "--data", "x", "--vgg-weights", "f"], "go with --lpips"),
@@ -107,6 +109,20 @@ def test_a_run_without_a_judge(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"holds no judge; give one with --network domain:FILE"):
         open_judge(RunDirectory(tmp_path), None, torch.device("cpu"))
     assert open_judge(RunDirectory(tmp_path), "random:8", torch.device("cpu")).dims == 8
+
+
+def test_what_is_no_run_is_told_with_what_is(tmp_path, capsys) -> None:
+    (tmp_path / "runs/vcq").mkdir(parents=True)
+    (tmp_path / "runs/vcq/config.json").touch()
+    commands = ("prefix", "neighbours", "probe", "entropy", "search-guidance")
+    for command in commands:
+        assert main([command, str(tmp_path / "runs")]) == 2
+        assert f"not a run directory (no config.json); give one of its runs: {tmp_path / 'runs/vcq'}" in (
+            capsys.readouterr().err
+        )
+    for command in commands[:3]:
+        assert main([command, str(tmp_path / "run")]) == 2
+        assert f"run: no such run directory (did you mean '{tmp_path / 'runs'}'?)" in capsys.readouterr().err
 
 
 # A run of a few steps
@@ -225,6 +241,23 @@ def test_a_figure_is_drawn_where_it_is_asked_for(run, capsys, tmp_path) -> None:
     answer(capsys, "attention", tokenizer, "--data", run.parent / "images.npz", "--plot", tmp_path / "map.pdf")
     assert (tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
     assert sorted(tokenizer.rglob("*")) == before
+
+
+def test_few_images_are_all_taken_unless_a_number_was_asked_for(run, capsys, monkeypatch) -> None:
+    held_out = RunDirectory(run).token_file("held_out").rows
+    assert held_out < IMAGES
+    taken: list[int] = []
+
+    def study(pipe: object, ids: torch.Tensor, *_: object, **__: object) -> None:
+        taken.append(len(ids))
+        raise OvertureError("seen enough")
+
+    monkeypatch.setattr(prefix, "study", study)
+    for words in ((), ("--images", 7)):
+        refusal(capsys, "prefix", run, *words)
+    assert taken == [held_out, 7]
+    assert f"--images is {held_out + 1}, but" in refusal(capsys, "prefix", run, "--images", held_out + 1)
+    assert f"--images is {held_out + 1}, but" in refusal(capsys, "attention", run, "--images", held_out + 1)
 
 
 def test_reconstructions_say_how_they_were_made(run, capsys, tmp_path) -> None:

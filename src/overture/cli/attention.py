@@ -8,6 +8,8 @@ from typing import Any
 from overture.cli.common import add_instrument, at_least, check_plot, device_of, finish, images_as_trained
 from overture.errors import UsageError
 
+IMAGES = 6
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
@@ -22,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--data", help="a folder, zip, npz or data set (default: RUN's held-out images)")
     parser.add_argument("--segment", help="of the layout (default: the first one)")
     parser.add_argument("--tokens", type=int, default=8, help="how many are drawn (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, help=f"(default: {IMAGES}, or all where there are fewer)")
     parser.add_argument("--layer", type=int, default=-1, help="of the encoder, from 0, or -1 for the last (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (default: %(default)s)")
     add_instrument(parser)
@@ -56,10 +58,11 @@ def run(options: argparse.Namespace) -> int:
         data = directory.read_config().data
         check_data(directory.config, (data.source, data.held_out), "--data")
         source = data.build().held_out
-    if options.images > len(source):
-        raise UsageError(f"--images is {options.images:,}, but {source.name} has {len(source):,}")
-    chosen = subset(source, some_of(len(source), options.images, options.seed))
-    images = torch.cat([batch.images for batch in evaluation_batches(chosen, data, options.images)])
+    count = min(IMAGES, len(source)) if options.images is None else options.images
+    if count > len(source):
+        raise UsageError(f"--images is {count:,}, but {source.name} has {len(source):,}")
+    chosen = subset(source, some_of(len(source), count, options.seed))
+    images = torch.cat([batch.images for batch in evaluation_batches(chosen, data, count)])
     result = study(tokenizer, images, options.segment, options.layer, options.tokens)
     about = {"source": source.name, "seed": options.seed, "tokenizer_hash": model_hash(options.path, "tokenizer")}
     return finish(options, result, about, directory if directory.is_run else None)

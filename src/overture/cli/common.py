@@ -97,8 +97,7 @@ def open_run(path: str | Path) -> RunDirectory:
     from overture.runs.directory import RunDirectory
 
     run = RunDirectory(path)
-    if not run.is_run:
-        raise UsageError(f"{path}: not a run directory (no config.json)")
+    run.check_is_run()
     return run
 
 
@@ -114,9 +113,14 @@ def open_judge(run: RunDirectory, network: str | None, device: torch.device) -> 
 
 
 def drawn_tokens(
-    path: Path, count: int | None = None, layout: Layout | None = None, *, option: str = "--rows"
+    path: Path,
+    count: int | None = None,
+    layout: Layout | None = None,
+    *,
+    option: str = "--rows",
+    at_most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``count`` rows of a token file (default: all): local ids ``[N, T]`` and labels ``[N]``.
+    """``count`` rows of a token file (default: all, or ``at_most`` so many): local ids ``[N, T]`` and labels ``[N]``.
 
     Rows and their order are drawn, always the same: token files are often sorted by class. ``option`` asked for them.
     """
@@ -129,6 +133,8 @@ def drawn_tokens(
         raise OvertureError(f"{path}: its layout ({loaded.layout}) is not that of the model ({layout})")
     if count is not None and count > len(loaded.ids):
         raise UsageError(f"{option} is {count:,}, but {path} has {len(loaded.ids):,}")
+    if count is None and at_most is not None:
+        count = min(at_most, len(loaded.ids))
     rows = generator("order", 0, 0).permutation(some_of(len(loaded.ids), count))
     assert loaded.labels is not None
     return torch.from_numpy(loaded.ids[rows].astype("int64")), torch.from_numpy(loaded.labels[rows])

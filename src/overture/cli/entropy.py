@@ -98,9 +98,8 @@ def measure(path: Path, options: argparse.Namespace) -> ConditionalEntropy:
     """The result of one file or run, as the options ask."""
     from overture.analysis.entropy import conditional_entropy
     from overture.data.ids import load_ids
-    from overture.runs.directory import RunDirectory
 
-    path = RunDirectory(path).tokens("train") if path.is_dir() else path
+    path = open_run(path).tokens("train") if path.is_dir() else path
     loaded = load_ids(path)
     if loaded.layout is not None and options.codebook_size:
         raise UsageError(f"{path}: the file knows its codebook sizes; leave out --codebook-size")
@@ -150,8 +149,7 @@ def measure_prior(path: Path, options: argparse.Namespace) -> tuple[Expectations
     run, prior = open_run(path), load_prior(path)
     tokens = {}
     for name, part in (("training", "train"), ("held_out", "held_out")):
-        rows = min(options.prior_rows, run.token_file(part).rows)
-        tokens[name] = drawn_tokens(run.tokens(part), rows, prior.layout)
+        tokens[name] = drawn_tokens(run.tokens(part), layout=prior.layout, at_most=options.prior_rows)
     result = study(prior, tokens, progress=True)
     about = {**run.model_hashes("prior"), "weights": "raw"}
     save_entries(result, run.instruments, about)

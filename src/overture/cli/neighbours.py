@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     judge = open_judge(directory, options.network, device)
     pipe = Pipeline.load(options.path, device)
     training, _ = drawn_tokens(directory.tokens("train"), options.rows, pipe.layout)
-    rows = min(max(options.samples, YARDSTICK), directory.token_file("held_out").rows)
-    held_out, _ = drawn_tokens(directory.tokens("held_out"), rows, pipe.layout)
+    yardstick = max(options.samples, YARDSTICK)
+    held_out, _ = drawn_tokens(directory.tokens("held_out"), layout=pipe.layout, at_most=yardstick)
     result = study(
         pipe, training, held_out, judge, samples=options.samples, sampling=read_sampling(options),
         pictures=options.pictures, batch_size=options.batch_size, seed=options.seed, progress=True,

@@ -21,6 +21,8 @@ from overture.cli.common import (
 )
 from overture.errors import UsageError
 
+IMAGES = 500
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
@@ -36,7 +38,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tokens", metavar="LIST", help="list of n, such as 0,1,4,16 (default: 0, 1, 2, 4, ... all)")
     parser.add_argument("--ids", type=Path, metavar="FILE", help="tokens of the images (default: RUN's held-out ones)")
     parser.add_argument("--network", help="the judge, such as domain:FILE (default: RUN's own)")
-    parser.add_argument("--images", type=int, default=500, help="how many are measured (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, help=f"how many are measured (default: {IMAGES}, or all where there are fewer)"
+    )
     parser.add_argument("--pictures", type=int, default=6, help="how many are shown (default: %(default)s)")
     parser.add_argument("--conditional", action="store_true", help="tell the prior the class")
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of the prior (default: raw)")
@@ -60,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     judge = open_judge(directory, options.network, device)
     pipe = Pipeline.load(options.path, device, prior_weights=options.weights)
     ids, labels = drawn_tokens(
-        options.ids or directory.tokens("held_out"), options.images, pipe.layout, option="--images"
+        options.ids or directory.tokens("held_out"), options.images, pipe.layout, option="--images", at_most=IMAGES
     )
     result = study(
         pipe, ids, labels, judge, parse_numbers(options.tokens, "--tokens"),

@@ -22,7 +22,7 @@ from overture.data.stream import ImageData
 from overture.data.token_files import TokenFile
 from overture.elsewhere import checked
 from overture.errors import OvertureError, UsageError
-from overture.files import lock, read_json, read_record, remove_leftovers, write_json, write_record
+from overture.files import lock, near_path, read_json, read_record, remove_leftovers, write_json, write_record
 from overture.model_files import find_model, read_metadata
 from overture.progress import stop_requested
 from overture.runs.config import RunConfig
@@ -77,10 +77,19 @@ class RunDirectory:
         """Whether a run lies here, and not only models."""
         return self.config.is_file()
 
+    def check_is_run(self) -> None:
+        """Refuse a directory that is no run; one that holds runs, as a recipe's does, with the name of the first."""
+        if self.is_run:
+            return
+        if not self.root.exists():
+            raise UsageError(f"{self.root}: no such run directory{near_path(self.root)}")
+        inside = sorted(self.root.glob("*/config.json"))
+        hint = f"; give one of its runs: {inside[0].parent}" if inside else ""
+        raise UsageError(f"{self.root}: not a run directory (no config.json){hint}")
+
     def read_config(self) -> RunConfig:
         """The resolved config."""
-        if not self.is_run:
-            raise UsageError(f"{self.root}: not a run directory (no config.json)")
+        self.check_is_run()
         known = checked(self.config, read_record(self.config))
         if "tokenizer" not in known and "held_out" in known:
             raise UsageError(f"{self.root}: is a run on tokens of another tokenizer; it has no images that this needs")
