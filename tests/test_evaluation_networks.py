@@ -245,7 +245,7 @@ def empty_caches(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_no_inception_weights_names_the_three_ways(empty_caches, monkeypatch) -> None:
+def test_no_inception_weights_names_the_ways_out(empty_caches, monkeypatch) -> None:
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
@@ -254,7 +254,7 @@ def test_no_inception_weights_names_the_three_ways(empty_caches, monkeypatch) ->
         load_network("inception")
     message = str(caught.value)
     assert "\n" not in message
-    for way in ("inception:FILE", str(empty_caches / "cache" / "overture"), "https://", "no route to host"):
+    for way in ("inception:FILE", "domain:FILE", str(empty_caches / "cache" / "overture"), "https://", "no route to host"):
         assert way in message
 
 

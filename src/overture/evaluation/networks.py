@@ -346,8 +346,8 @@ def _find_inception() -> Path:
         torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
     except (OSError, RuntimeError, urllib.error.URLError) as error:
         raise OvertureError(
-            f"no Inception weights ({error}): give a file as inception:FILE, or put {INCEPTION_FILES[0]} into "
-            f"{folders[0]} or {folders[1]}, or connect to download {INCEPTION_URL}"
+            f"no Inception weights ({error}): connect, or put {INCEPTION_URL} into {folders[0]} or give it as inception:FILE; "
+            "or take another network with --network, such as vgg16, or the judge that lies in a recipe's networks/: domain:FILE"
         ) from error
     return path
 
