@@ -19,9 +19,10 @@ import pytest
 import torch
 from scipy import linalg, stats
 
+from overture import __version__
 from overture.bench import SUITES, load_suite, second_judge
 from overture.bench.chance import Chance, Comparison, Sample, student_quantile, unit_of
-from overture.bench.member_file import Finished, processor_name, read_finished
+from overture.bench.member_file import Finished, read_finished
 from overture.bench.page_table import cells, markdown
 from overture.bench.readings import Value, read_cliff
 from overture.bench.run_suite import SuiteFolder
@@ -38,6 +39,7 @@ from overture.progress import SilentProgress
 from overture.runs.checks import check_run
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
+from overture.runs.hardware import processor_name
 from overture.runs.pool import Pool
 from overture.runs.worker import Task, run_task
 
@@ -190,6 +192,8 @@ def test_a_finished_member_is_one_file(whole: Path) -> None:
     assert record["models"] == results["models"]
     assert record["data"]["train"]["images"] == 20
     assert (record["processor"], record["device"], record["threads"]) == (processor_name(), "cpu", 1)
+    trained = {"device": processor_name(), "processes": 1, "torch": torch.__version__, "overture": __version__}
+    assert record["trained_with"] == {"tokenizer": trained, "prior": trained}
     lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
     assert [line["member"] for line in lines] == ["uniform-s3", "vcq-s3"]
     assert lines[1]["values"] == record["values"]
@@ -267,6 +271,7 @@ def test_further_priors_learn_the_same_tokens(here: Path, whole: Path, inline: l
     ]
     first, second = (read_metadata(path, "tokenizer") for path in files)
     assert second["ids_hash"] == first["weights_hash"]
+    assert second["trained_with"] == first["trained_with"]
 
 
 def test_a_run_starts_from_that_of_another_with_its_seed(here: Path, whole: Path, inline: list[str]) -> None:

@@ -254,7 +254,13 @@ def test_no_inception_weights_names_the_ways_out(empty_caches, monkeypatch) -> N
         load_network("inception")
     message = str(caught.value)
     assert "\n" not in message
-    for way in ("inception:FILE", "domain:FILE", str(empty_caches / "cache" / "overture"), "https://", "no route to host"):
+    for way in (
+        "inception:FILE",
+        "domain:FILE",
+        str(empty_caches / "cache" / "overture"),
+        "https://",
+        "no route to host",
+    ):
         assert way in message
 
 

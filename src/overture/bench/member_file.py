@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from overture.errors import OvertureError, UsageError
 from overture.files import json_hash, read_record, replacing, write_record
 from overture.runs.config import RunConfig
 from overture.runs.forms import DATA, Each, Maybe, check_form, number, text
+from overture.runs.hardware import processor_name
 
 __all__ = [
     "Finished",
     "add_values",
     "lacking",
     "member_file",
-    "processor_name",
     "read_finished",
     "write_finished",
     "write_lines",
@@ -40,7 +39,7 @@ FORM: dict[str, Any] = {
     "member": text, "run": text, "seed": number, "prior": number, "until": text, "readings": [text], "config": Each(lambda _: True),
     "added": Maybe([{"readings": [text], "processor": text, "torch": text, "device": text}]),
     "values": Each({"value": number, "unit": text, "protocol": Maybe(protocol)}), "models": Each(text), "processor": text, "torch": text, "device": text,
-    "data": DATA, "tiny": lambda value: isinstance(value, bool),
+    "trained_with": Maybe(Each({"device": text, "torch": text})), "data": DATA, "tiny": lambda value: isinstance(value, bool),
 }  # fmt: skip
 
 
@@ -162,13 +161,3 @@ def declared(member: Member, suite: Suite) -> dict[str, Any]:
         "config_hash": json_hash(to_dict(member.config, numbers=True)),
         "config": to_dict(member.config),
     }
-
-
-def processor_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine() or "unknown"

@@ -11,6 +11,7 @@ from overture.bench.member_file import add_values, lacking, write_finished
 from overture.bench.readings import take_readings
 from overture.errors import OvertureError
 from overture.files import read_record, remove
+from overture.model_files import read_metadata
 from overture.processes import Processes
 from overture.progress import Progress
 from overture.runs.directory import RunDirectory
@@ -44,7 +45,9 @@ class MemberTask(Task):
         if results.failed:
             parts = "; ".join(f"{part} ({why})" for part, why in results.failed.items())
             raise OvertureError(f"could not be measured: {parts}; the same command tries again")
-        models = run.model_hashes(*(("tokenizer", "prior") if run.prior_model.exists() else ("tokenizer",)))
+        files = {"tokenizer": run.tokenizer_model, "prior": run.prior_model}
+        said = {kind: read_metadata(file, kind) for kind, file in files.items() if file.exists()}
+        models = {f"{kind}_hash": metadata["weights_hash"] for kind, metadata in said.items()}
         known = self._known()
         if known and known["models"] != models:
             raise OvertureError(f"{self.file}: is of other models than lie in {run.root}; delete it to measure these")
@@ -60,6 +63,9 @@ class MemberTask(Task):
                 "precision": {p: getattr(resolved, p).precision for p in ("tokenizer_training", "prior_training")},
                 "data": read_record(run.data),
                 "models": models,
+                "trained_with": {
+                    kind: about["trained_with"] for kind, about in said.items() if "trained_with" in about
+                },
             }
             write_finished(Path(self.file), about, values)
         if self.keep == "models":

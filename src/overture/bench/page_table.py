@@ -191,6 +191,9 @@ def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
         tuple(each.record["data"][p]["images"] for p in ("train", "held_out")) for each in finished.values()
     )
     notes += [f"Images: {joined([f'{n:,} for training, {m:,} held out' for n, m in data])}."] if data else []
+    trained = [made for each in finished.values() for made in (each.record.get("trained_with") or {}).values()]
+    found = sorted({f"{made['device']} (torch {made['torch']})" for made in trained})
+    notes += [f"Trained on: {joined(found)}."] if found else []
     for key, words in (("processor", "Processor"), ("device", "Device"), ("torch", "PyTorch")):
         records = [record for each in finished.values() for record in (each.record, *each.record.get("added", ()))]
         found = sorted({str(record[key]) for record in records})

@@ -282,6 +282,8 @@ def save_finished(
     start, tokenizer = Start.find(training.start_from, "tokenizer"), config.build()
     start_tokenizer(tokenizer, start, training.trains)
     about = {"config": to_dict(config), "step": 0, **_origin(start, training), **metadata}
+    if "trained_with" in start.metadata:
+        about["trained_with"] = start.metadata["trained_with"]  # nothing is trained here
     weights = {role: {name: t.clone() for name, t in tokenizer.state_dict().items()} for role in ("raw", "ema")}
     return save_model(path, "tokenizer", weights, about)
 
