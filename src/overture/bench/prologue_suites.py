@@ -41,7 +41,7 @@ def prologue() -> Suite:
 
     Patches of 4 px, so 16 visual tokens of 512 codes; prologue tokens of 64 codes. The prologue's own cross-entropy has no
     weight, but in ``prologue-4-paper``, which has the published weights; ``prologue-4-low`` has a third of the published
-    weight on the visual term. Post starts from the tokenizer of ``2d`` of the same seed, whose reconstructions it keeps.
+    weight on the visual term; ``prologue-4-deep`` has an encoder of twice the depth. Post starts from the tokenizer of ``2d`` of the same seed, whose reconstructions it keeps.
     Hardware: one CPU core a member.
     """
     return _suite(prologue_runs(), compare="2d", folder="fashion-mnist-16")
@@ -89,6 +89,7 @@ def prologue_runs() -> tuple[RunConfig, ...]:
         sixteen,
         four.changed({"name": "prologue-4-paper", weight.format("prologue"): 3.0}),
         four.changed({"name": "prologue-4-low", weight.format("encoder"): 1.0}),
+        four.changed({"name": "prologue-4-deep", "tokenizer.encoder.depth": 2 * plain.tokenizer.encoder.depth}),
         _post(plain, "post-4", 4, patches),
         _post(plain, "post-16", 16, patches),
     )
@@ -132,7 +133,7 @@ def _suite(
             **CONTENT,
             "bits.held_out.prologue": "bits of the prologue",
             "shared_rows.ratio": "within a prologue / between",
-            "layout.ratio": "the same of thumbnails",
+            "layout.ratio": "thumbnails within / between",
         },
         readings=(*READINGS, "layout"),
         folder=folder,
