@@ -19,7 +19,6 @@ import pytest
 import torch
 from scipy import linalg, stats
 
-from overture import __version__
 from overture.bench import SUITES, load_suite, second_judge
 from overture.bench.chance import Chance, Comparison, Sample, student_quantile, unit_of
 from overture.bench.member_file import Finished, read_finished
@@ -39,9 +38,9 @@ from overture.progress import SilentProgress
 from overture.runs.checks import check_run
 from overture.runs.config import RunConfig
 from overture.runs.directory import RunDirectory
-from overture.runs.hardware import processor_name
 from overture.runs.pool import Pool
 from overture.runs.worker import Task, run_task
+from overture.training.hardware import processor_name, trained_with
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -192,8 +191,7 @@ def test_a_finished_member_is_one_file(whole: Path) -> None:
     assert record["models"] == results["models"]
     assert record["data"]["train"]["images"] == 20
     assert (record["processor"], record["device"], record["threads"]) == (processor_name(), "cpu", 1)
-    trained = {"device": processor_name(), "processes": 1, "torch": torch.__version__, "overture": __version__}
-    assert record["trained_with"] == {"tokenizer": trained, "prior": trained}
+    assert record["trained_with"] == {"tokenizer": trained_with(Processes()), "prior": trained_with(Processes())}
     lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
     assert [line["member"] for line in lines] == ["uniform-s3", "vcq-s3"]
     assert lines[1]["values"] == record["values"]
@@ -271,7 +269,6 @@ def test_further_priors_learn_the_same_tokens(here: Path, whole: Path, inline: l
     ]
     first, second = (read_metadata(path, "tokenizer") for path in files)
     assert second["ids_hash"] == first["weights_hash"]
-    assert second["trained_with"] == first["trained_with"]
 
 
 def test_a_run_starts_from_that_of_another_with_its_seed(here: Path, whole: Path, inline: list[str]) -> None:
@@ -776,6 +773,26 @@ def test_unlike_conditions_are_marked() -> None:
     text = markdown("made", suite, {**finished, "b-s0": other})
     assert "| b | 2.500 ?† | 1 ? |" in text
     assert "† made under unlike conditions: X: rows." in text
+
+
+def test_a_table_tells_where_its_numbers_come_from() -> None:
+    suite, finished = made({"a-s0": {"x": 1, "y": 1}, "a-s1": {"x": 2, "y": 2}, "b-s0": {"x": 1, "y": 1}}, seeds=(0, 1))
+    text = markdown("made", suite, finished)  # of older members
+    assert "Measured on: one (cpu, PyTorch 2)." in text
+    assert "Trained on" not in text
+    card = {"device": "<b>Card", "processes": 2, "torch": "9"}
+    told = [{"tokenizer": card, "prior": {**card, "device": "Chip", "processes": 1}}, {"tokenizer": card}, {}]
+    finished = {
+        name: replace(each, record={**each.record, "trained_with": made_with})
+        for (name, each), made_with in zip(finished.items(), told, strict=True)
+    }
+    finished["b-s0"].record["added"] = [{"processor": "two", "device": "cuda", "torch": "3"}]
+    text = markdown("made", suite, finished)
+    assert "Measured on: one (cpu, PyTorch 2) and two (cuda, PyTorch 3)." in text
+    assert (
+        "Trained on: 2 x &lt;b&gt;Card, PyTorch 9 (2 of 3 members), Chip, PyTorch 9 (1 of 3 members) and "
+        "not recorded (1 of 3 members)." in text
+    )
 
 
 def test_tables_touch_nothing_outside_their_marks(here: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

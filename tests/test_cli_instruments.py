@@ -15,6 +15,7 @@ from PIL import Image
 from overture.analysis import prefix
 from overture.cli import main
 from overture.cli.common import open_judge
+from overture.cli.entropy import PRIOR_ROWS
 from overture.cli.prefix import IMAGES
 from overture.cli.search_guidance import same_statistics
 from overture.data.token_files import TokenFile
@@ -114,15 +115,28 @@ def test_a_run_without_a_judge(tmp_path) -> None:
 def test_what_is_no_run_is_told_with_what_is(tmp_path, capsys) -> None:
     (tmp_path / "runs/vcq").mkdir(parents=True)
     (tmp_path / "runs/vcq/config.json").touch()
-    commands = ("prefix", "neighbours", "probe", "entropy", "search-guidance")
+    commands = ("prefix", "neighbours", "probe", "search-guidance", "entropy", "attention")
     for command in commands:
         assert main([command, str(tmp_path / "runs")]) == 2
         assert f"not a run directory (no config.json); give one of its runs: {tmp_path / 'runs/vcq'}" in (
             capsys.readouterr().err
         )
-    for command in commands[:3]:
+    assert main(["push", str(tmp_path / "runs"), "ada/x", "--out", str(tmp_path / "out")]) == 2
+    assert f"give one of its runs: {tmp_path / 'runs/vcq'}" in capsys.readouterr().err
+    for command in commands[:4]:
         assert main([command, str(tmp_path / "run")]) == 2
         assert f"run: no such run directory (did you mean '{tmp_path / 'runs'}'?)" in capsys.readouterr().err
+        assert main([command, "hf:ada/x"]) == 2
+        assert "hf:ada/x: this needs a run on this machine; fetch it with overture pull" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_probed_on_tokens_that_are_given(run, capsys, tmp_path) -> None:
+    """It needs no run around it."""
+    shutil.copytree(run / "tokenizer", tmp_path / "alone")
+    tokens = [str(run / "tokens" / f"{part}.tokens") for part in ("train", "held_out")]
+    words = ("--train", tokens[0], "--test", tokens[1], "--tokens", "2", "--rows", 50)
+    alone = answer(capsys, "probe", tmp_path / "alone", *words)
+    assert alone["results"] == answer(capsys, "probe", run, *words)["results"]
 
 
 # A run of a few steps
@@ -243,7 +257,7 @@ def test_a_figure_is_drawn_where_it_is_asked_for(run, capsys, tmp_path) -> None:
     assert sorted(tokenizer.rglob("*")) == before
 
 
-def test_few_images_are_all_taken_unless_a_number_was_asked_for(run, capsys, monkeypatch) -> None:
+def test_few_images_are_all_taken_unless_a_number_was_asked_for(run, capsys, monkeypatch, tmp_path) -> None:
     held_out = RunDirectory(run).token_file("held_out").rows
     assert held_out < IMAGES
     taken: list[int] = []
@@ -256,6 +270,13 @@ def test_few_images_are_all_taken_unless_a_number_was_asked_for(run, capsys, mon
     for words in ((), ("--images", 7)):
         refusal(capsys, "prefix", run, *words)
     assert taken == [held_out, 7]
+    monkeypatch.undo()
+    np.savez(tmp_path / "four.npz", images=np.zeros((4, 28, 28), np.uint8), labels=np.zeros(4, np.int64))
+    words = ("attention", run, "--data", tmp_path / "four.npz", "--tokens", 2)
+    assert answer(capsys, *words, "--plot", tmp_path / "map.png")["images"] == 4
+    assert "--images is 5, but" in refusal(capsys, *words, "--images", 5)
+    assert answer(capsys, "entropy", run)["prior"]["held_out"]["rows"] == held_out < PRIOR_ROWS
+    assert f"--prior-rows is {held_out + 1}, but" in refusal(capsys, "entropy", run, "--prior-rows", held_out + 1)
     assert f"--images is {held_out + 1}, but" in refusal(capsys, "prefix", run, "--images", held_out + 1)
     assert f"--images is {held_out + 1}, but" in refusal(capsys, "attention", run, "--images", held_out + 1)
 

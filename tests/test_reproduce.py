@@ -34,6 +34,7 @@ from overture.progress import Interrupted
 from overture.recipes import RECIPES, load_recipe
 from overture.recipes.published import PUBLISHED, PublishedResult, PublishedRow, load_row
 from overture.recipes.reproduction import find_reference, reproduce
+from overture.training.hardware import processor_name
 from test_interop import hub  # noqa: F401 (a fixture)
 from together import together
 
@@ -167,7 +168,7 @@ def test_the_table_and_the_json_say_what_was_done(command: list[str], capsys: py
     for words in (
         "prologue: constant 0.7, visual: cosine 3.75 power 0.2 start 1",
         "tokenizer (model_2.safetensors, model_3.safetensors) [", "ar (model.safetensors) [", "classes balanced, seed 0",
-        "precision    float32\n", "cpu", "20 images [", "random:16 [", "made up", "a rough number",
+        "precision    float32\n", processor_name(), "20 images [", "random:16 [", "made up", "a rough number",
     ):  # fmt: skip
         assert words in text, words
     # Nothing is left to do, whatever is asked of it.
@@ -176,7 +177,7 @@ def test_the_table_and_the_json_say_what_was_done(command: list[str], capsys: py
     assert again["comparable"] is False
     assert again["settings"]["guided"]["published"] == {"fid": 4.5, "precision": 0.25, "recall": 0.5}
     assert f"{again['settings']['guided']['measured']['fid']['value']:.5g}" == fid[3]
-    assert again["protocol"]["device"] == "cpu"
+    assert again["protocol"]["device"] == processor_name()
 
 
 def test_official_weights_the_published_reference_and_all_samples_are_comparable(
@@ -300,7 +301,7 @@ def test_two_processes_from_the_hub_give_what_one_gives_from_a_folder(
         for metric, entry in one["settings"][kind]["measured"].items():
             assert two["settings"][kind]["measured"][metric]["value"] == pytest.approx(entry["value"], rel=1e-6)
     mine, theirs = one["protocol"], two["protocol"]
-    assert (mine["device"], theirs["device"]) == ("cpu", "2 x cpu")
+    assert (mine["device"], theirs["device"]) == (processor_name(), f"2 x {processor_name()}")
     for kind, words in (("tokenizer", "tokenizer (model_2.safetensors, "), ("prior", "ar (model.safetensors) [")):
         assert mine[kind].startswith(words)
         assert theirs[kind] == f"hf:Zyriix/prologue@{'0' * 40}/{mine[kind]}"

@@ -53,6 +53,7 @@ def write_run(root: Path, **changes: Any) -> Path:
     digest = save_model(root / "tokenizer/model.safetensors", "tokenizer", weights, about)
     weights = {role: prior.build(tokenizer.layout).state_dict() for role in ("raw", "ema")}
     about = {"config": to_dict(prior), "layout": tokenizer.layout.to_dict(), "run_config": run_config, "classes": NAMES}
+    about["trained_with"] = {"device": "Card 9000", "processes": 2, "threads": 4, "torch": "9.1", "overture": "7"}
     save_model(root / "prior/model.safetensors", "prior", weights, {**about, "tokenizer_hash": digest})
     write_record(root / "config.json", run_config)
     write_json(root / "classes.json", NAMES)
@@ -447,6 +448,7 @@ def test_the_card_says_what_the_run_says(run: Path, tmp_path: Path, capsys: pyte
     assert "![Samples](samples/classes.png)" in card
     assert "| Classes | 3: bag, boot \\| high, coat |" in card
     assert "| Data | clothes.zip/train |" in card
+    assert "| Trained on | prior: 2 x Card 9000, PyTorch 9.1 |" in card  # of the tokenizer it is not known
     assert "FD(domain), samples without guidance | 1.25 |" in card
     assert "500 images, measured against clothes.zip, training images" in card
     assert 'overture.Pipeline.from_pretrained("ada/clothes")' in card

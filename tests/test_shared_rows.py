@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overture.analysis.shared_rows import row_distances, study
-from overture.bench.kept_layout import Thumbnails, read_layout
+from overture.bench.composition import Patterns, read_composition
 from overture.errors import UsageError
 from overture.layout import Layout, Segment
 from overture.nn.transformer import TransformerConfig
@@ -155,46 +155,54 @@ def test_greedy_rows_have_no_ratio(columns: int) -> None:
     assert found.shared["ratio"] is found.independent["ratio"] is None
 
 
-# -- thumbnails as the judge ------------------------------------------------------------------------------------------
+# -- patterns as the judge --------------------------------------------------------------------------------------------
 
 
-def test_thumbnails_are_means_of_blocks() -> None:
-    images = torch.randint(0, 256, (3, 2, 8, 12), dtype=torch.uint8)
-    found = Thumbnails(2)(images)
-    blocks = images.unflatten(2, (4, 2)).unflatten(4, (4, 3)).double().mean(dim=(3, 5)) / 255
-    assert found.shape == (3, Thumbnails(2).dims)
-    assert torch.allclose(found.double(), blocks.flatten(1), atol=1e-6)
+def test_a_distance_of_patterns_is_the_correlation_of_thumbnails() -> None:
+    images = torch.randint(0, 256, (6, 1, 8, 12), dtype=torch.uint8)
+    found = Patterns(1)(images).double()
+    blocks = images.unflatten(2, (4, 2)).unflatten(4, (4, 3)).double().mean(dim=(3, 5)).flatten(1)
+    assert found.shape == (6, Patterns(1).dims)
+    assert torch.allclose(torch.cdist(found, found) ** 2, 2 - 2 * torch.corrcoef(blocks), atol=1e-5)
 
 
-def test_what_lies_where_counts_and_detail_does_not() -> None:
-    """Rows that differ only within blocks of 2 x 2 keep the layout whole; turning the picture does not."""
+def test_an_even_picture_has_no_pattern() -> None:
+    images = torch.tensor([0, 7, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 3, 10, 10)
+    assert Patterns(3)(images).abs().max() < 1e-4
+
+
+def test_what_lies_where_counts_and_detail_and_brightness_do_not() -> None:
+    """Of rows that differ within blocks of 2 x 2 the composition is one, of rows that are as light it is not."""
     generator = torch.Generator().manual_seed(0)
-    coarse = (
-        torch.randint(2, 254, (4, 1, 1, 4, 4), generator=generator).repeat_interleave(2, -1).repeat_interleave(2, -2)
-    )
-    detail = torch.tensor([[1, -1], [-1, 1]]).repeat(4, 4)
-    same = torch.cat([coarse, coarse + detail, coarse - detail], dim=1).to(torch.uint8)
-    turned = torch.cat([coarse, coarse.flip(-1), coarse.rot90(1, (-2, -1))], dim=1).to(torch.uint8)
-    classes = torch.zeros(4, dtype=torch.int64)
-    kept, lost = (row_distances(images[:, :, None, 0], classes, Thumbnails(1)) for images in (same, turned))
-    assert kept["ratio"] == pytest.approx(0, abs=1e-6)
-    assert lost["ratio"] is not None
-    assert lost["ratio"] > 0.5
+
+    def coarse(columns: int) -> torch.Tensor:
+        pixels = torch.randint(60, 160, (12, columns, 1, 4, 4), generator=generator)
+        return pixels.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    detail = torch.tensor([[5, -5], [-5, 5]]).repeat(4, 4)
+    kept = torch.cat([(one := coarse(1)), one + detail, one + 40], dim=1)
+    lost = coarse(3) + torch.randint(-60, 90, (12, 1, 1, 1, 1), generator=generator)
+    classes = torch.zeros(12, dtype=torch.int64)
+    ratios = [row_distances(images.to(torch.uint8), classes, Patterns(1))["ratio"] for images in (kept, lost)]
+    assert ratios == [pytest.approx(0, abs=1e-6), pytest.approx(1, abs=0.1)]
 
 
 def test_the_reading_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is the study of shared rows with thumbnails, and nothing where there is one segment."""
+    """It is the study of shared rows with patterns, and nothing where there is one segment."""
     pipe, evaluation = make_pipe(), EvaluationConfig(guidance="constant 1.5")
     run = SimpleNamespace(
         root=tmp_path, read_config=lambda: SimpleNamespace(tokenizer=config, evaluation=evaluation, seed=3)
     )
     monkeypatch.setattr(Pipeline, "load", lambda *_: pipe)
     config = pipe.tokenizer.config
-    values = read_layout(run, torch.device("cpu"))  # type: ignore[arg-type]
-    expected = study(pipe, Thumbnails(1), evaluation.guided, seed=3).shared["ratio"]
-    assert {name: value.value for name, value in values.items()} == {"layout.ratio": expected}
-    assert values["layout.ratio"].protocol == {
-        "segment": "prologue", "rows": 12, "columns": 8, "network": "thumbnail:4", "guidance": "constant 1.5",
-    }  # fmt: skip
+    values = read_composition(run, torch.device("cpu"))  # type: ignore[arg-type]
+    expected = study(pipe, Patterns(1), evaluation.guided, seed=3)
+    assert {name: value.value for name, value in values.items()} == {
+        "composition.shared": expected.shared["ratio"],
+        "composition.independent": expected.independent["ratio"],
+    }
+    protocol = values["composition.shared"].protocol or {}
+    assert (protocol["segment"], protocol["network"], protocol["guidance"]) == ("prologue", "pattern:4", "constant 1.5")
+    assert protocol["temperature"] == "1"
     config = replace(config, segments=config.segments[1:])
-    assert read_layout(run, torch.device("cpu")) == {}  # type: ignore[arg-type]
+    assert read_composition(run, torch.device("cpu")) == {}  # type: ignore[arg-type]

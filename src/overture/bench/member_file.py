@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overture import __version__
 from overture.bench.readings import Value
 from overture.bench.suite import Member, Suite
 from overture.config import differences, from_dict, to_dict
@@ -17,7 +16,7 @@ from overture.errors import OvertureError, UsageError
 from overture.files import json_hash, read_record, replacing, write_record
 from overture.runs.config import RunConfig
 from overture.runs.forms import DATA, Each, Maybe, check_form, number, text
-from overture.runs.hardware import processor_name
+from overture.training.hardware import processor_name, versions
 
 __all__ = [
     "Finished",
@@ -39,7 +38,7 @@ FORM: dict[str, Any] = {
     "member": text, "run": text, "seed": number, "prior": number, "until": text, "readings": [text], "config": Each(lambda _: True),
     "added": Maybe([{"readings": [text], "processor": text, "torch": text, "device": text}]),
     "values": Each({"value": number, "unit": text, "protocol": Maybe(protocol)}), "models": Each(text), "processor": text, "torch": text, "device": text,
-    "trained_with": Maybe(Each({"device": text, "torch": text})), "data": DATA, "tiny": lambda value: isinstance(value, bool),
+    "trained_with": Maybe(Each({"device": text, "processes": number, "torch": text})), "data": DATA, "tiny": lambda value: isinstance(value, bool),
 }  # fmt: skip
 
 
@@ -81,14 +80,7 @@ def lacking(readings: Iterable[str], known: Mapping[str, Any]) -> tuple[str, ...
 
 def _machine() -> dict[str, Any]:
     """What numbers are made with."""
-    import torch
-
-    return {
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "overture": __version__,
-    }
+    return {"processor": processor_name(), **versions()}
 
 
 def read_finished(root: Path, suite: Suite) -> dict[str, Finished]:

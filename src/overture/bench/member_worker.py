@@ -16,6 +16,7 @@ from overture.processes import Processes
 from overture.progress import Progress
 from overture.runs.directory import RunDirectory
 from overture.runs.worker import Task, main
+from overture.training.hardware import was_trained_with
 
 __all__ = ["Keep", "MemberTask"]
 
@@ -63,9 +64,7 @@ class MemberTask(Task):
                 "precision": {p: getattr(resolved, p).precision for p in ("tokenizer_training", "prior_training")},
                 "data": read_record(run.data),
                 "models": models,
-                "trained_with": {
-                    kind: about["trained_with"] for kind, about in said.items() if "trained_with" in about
-                },
+                "trained_with": {kind: told for kind, about in said.items() if (told := was_trained_with(about))},
             }
             write_finished(Path(self.file), about, values)
         if self.keep == "models":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from overture.bench.suite import Suite
 from overture.errors import UsageError, near
 from overture.evaluation.conditions import Conditions, differences
 from overture.report.words import FIELDS, in_words, joined
+from overture.training import hardware
 
 __all__ = ["Cell", "cells", "markdown", "page_text"]
 
@@ -191,11 +194,19 @@ def _protocols(suite: Suite, finished: Mapping[str, Finished]) -> list[str]:
         tuple(each.record["data"][p]["images"] for p in ("train", "held_out")) for each in finished.values()
     )
     notes += [f"Images: {joined([f'{n:,} for training, {m:,} held out' for n, m in data])}."] if data else []
-    trained = [made for each in finished.values() for made in (each.record.get("trained_with") or {}).values()]
-    found = sorted({f"{made['device']} (torch {made['torch']})" for made in trained})
-    notes += [f"Trained on: {joined(found)}."] if found else []
-    for key, words in (("processor", "Processor"), ("device", "Device"), ("torch", "PyTorch")):
-        records = [record for each in finished.values() for record in (each.record, *each.record.get("added", ()))]
-        found = sorted({str(record[key]) for record in records})
-        notes += [f"{words}: {joined(found)}."] if found else []
+    return notes + _machines(list(finished.values()))
+
+
+def _machines(finished: Sequence[Finished]) -> list[str]:
+    """Where numbers were measured, and where models were trained as far as members say so (older ones do not)."""
+    records = [record for each in finished for record in (each.record, *each.record.get("added", ()))]
+    measured = {f"{record['processor']} ({record['device']}, PyTorch {record['torch']})" for record in records}
+    notes = [f"Measured on: {joined(sorted(measured))}."] if measured else []
+    trained: Counter[str] = Counter()
+    for each in finished:
+        made = (each.record.get("trained_with") or {}).values()
+        trained.update({html.escape(hardware.in_words(told), quote=False) for told in made} or {"not recorded"})
+    if trained.keys() - {"not recorded"}:
+        counts = [f"{words} ({count} of {len(finished)} members)" for words, count in sorted(trained.items())]
+        notes.append(f"Trained on: {joined(counts)}.")
     return notes

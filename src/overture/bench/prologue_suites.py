@@ -133,8 +133,9 @@ def _suite(
             **CONTENT,
             "bits.held_out.prologue": "bits of the prologue",
             "shared_rows.ratio": "within a prologue / between",
-            "layout.ratio": "thumbnails within / between",
+            "composition.shared": "composition within / between",
+            "composition.independent": "of independent samples",
         },
-        readings=(*READINGS, "layout"),
+        readings=(*READINGS, "composition"),
         folder=folder,
     )

@@ -61,7 +61,7 @@ READINGS = OpenList(
         "neighbours": "overture.bench.readings:read_neighbours",
         "probe": "overture.bench.readings:read_probe",
         "calibration": "overture.bench.readings:read_calibration",
-        "layout": "overture.bench.kept_layout:read_layout",
+        "composition": "overture.bench.composition:read_composition",
         "vgg16": "overture.bench.second_judge:read_vgg16",
     },
 )

@@ -43,11 +43,13 @@ def run(options: argparse.Namespace) -> int:
     from overture.elsewhere import check_data
     from overture.model_files import model_hash
     from overture.pipeline import load_tokenizer
-    from overture.runs.directory import RunDirectory
+    from overture.runs.directory import RunDirectory, runs_inside
 
     at_least(options, images=1, tokens=1, seed=0)
     check_plot(options)
     directory = RunDirectory(options.path)
+    if runs_inside(directory.root):
+        directory.check_is_run()  # a run has none inside
     if not directory.is_run and not (options.data and (options.plot or options.out or options.json)):
         raise UsageError("attention: give --data, and --plot or --out, since this is no run directory")
     tokenizer = load_tokenizer(options.path, device=device_of(options))

@@ -21,6 +21,7 @@ LONG_TABLE = 20
 """Positions shown before the cliff; of more, the first and the last ones."""
 SHOWN_CLASSES = 10
 TEXT_TOKENS = 64
+PRIOR_ROWS = 2000
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,9 +51,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--prior-rows",
         type=int,
-        default=2000,
         metavar="N",
-        help="rows a run's prior is tried on (default: %(default)s)",
+        help=f"rows of each kind a run's prior is tried on (default: {PRIOR_ROWS}, or all where there are fewer)",
     )
     parser.add_argument("--plot", type=Path, metavar="OUT", help="draw it: .png, .svg or .pdf")
     parser.add_argument(
@@ -149,7 +149,9 @@ def measure_prior(path: Path, options: argparse.Namespace) -> tuple[Expectations
     run, prior = open_run(path), load_prior(path)
     tokens = {}
     for name, part in (("training", "train"), ("held_out", "held_out")):
-        tokens[name] = drawn_tokens(run.tokens(part), layout=prior.layout, at_most=options.prior_rows)
+        tokens[name] = drawn_tokens(
+            run.tokens(part), options.prior_rows, prior.layout, option="--prior-rows", at_most=PRIOR_ROWS
+        )
     result = study(prior, tokens, progress=True)
     about = {**run.model_hashes("prior"), "weights": "raw"}
     save_entries(result, run.instruments, about)

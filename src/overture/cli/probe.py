@@ -89,7 +89,7 @@ def read_data(options: argparse.Namespace) -> ProbeData:
     if not options.path and not (options.train and options.test):
         raise UsageError("probe: give a RUN, or --train and --test token files")
     own = RunDirectory(options.path or ".")
-    if options.path:
+    if not (options.train and options.test):
         own.check_is_run()
     train, test = options.train or own.tokens("train"), options.test or own.tokens("held_out")
     layout = labelled_ids(train).layout

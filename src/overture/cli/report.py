@@ -28,11 +28,11 @@ def run(options: argparse.Namespace) -> int:
     """Write the page."""
     from overture.cli.common import print_json
     from overture.report import write_report
-    from overture.runs.directory import RunDirectory
+    from overture.runs.directory import RunDirectory, runs_inside
 
     runs = []
     for path in options.runs:
-        inside = [path] if RunDirectory(path).is_run else sorted(c.parent for c in path.glob("*/config.json"))
+        inside = [path] if RunDirectory(path).is_run else runs_inside(path)
         if not inside:
             raise UsageError(f"{path}: is no run (no config.json in it or one level below)")
         runs += [RunDirectory(run) for run in inside]

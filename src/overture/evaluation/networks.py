@@ -346,8 +346,8 @@ def _find_inception() -> Path:
         torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
     except (OSError, RuntimeError, urllib.error.URLError) as error:
         raise OvertureError(
-            f"no Inception weights ({error}): connect, or put {INCEPTION_URL} into {folders[1]} or give it as inception:FILE; "
-            "or take another network with --network, such as vgg16, or the judge that lies in a recipe's networks/: domain:FILE"
+            f"no Inception weights ({error}): connect to download {INCEPTION_URL}, or give that file as inception:FILE or put "
+            f"it into {folders[1]}; or take another network (--network, of a run --evaluation.network), such as vgg16 or domain:FILE"
         ) from error
     return path
 

@@ -129,9 +129,9 @@ class ClassifierRecord:
     """The training config, as plain values."""
 
 
-def save_classifier(classifier: Classifier, record: ClassifierRecord, path: Path | str) -> str:
-    """Write weights and record as a model file; returns the hash of the weights."""
-    about = {"config": to_dict(record.config), "record": to_dict(record)}
+def save_classifier(classifier: Classifier, record: ClassifierRecord, path: Path | str, **more: Any) -> str:
+    """Write weights, record and ``more`` metadata as a model file; returns the hash of the weights."""
+    about = {"config": to_dict(record.config), "record": to_dict(record), **more}
     return save_model(Path(path), "classifier", {"raw": classifier.state_dict()}, about)
 
 

@@ -18,7 +18,7 @@ from overture.progress import SilentProgress, TerminalProgress, stoppable
 from overture.report import write_report
 from overture.runs.checks import check_run, check_weights, needed_networks
 from overture.runs.config import RunConfig
-from overture.runs.directory import RunDirectory
+from overture.runs.directory import RunDirectory, runs_inside
 from overture.runs.pool import Pool, available_cores
 from overture.runs.worker import Task, run_task
 
@@ -67,7 +67,7 @@ def execute_recipe(
     runs = {task.label: RunDirectory(Path(task.root), networks) for task in tasks}
     if until != "report":
         return {"runs": {name: {"path": str(run.root)} for name, run in runs.items()}}
-    others = sorted(path.parent for path in root.glob("*/config.json") if path.parent.name not in runs)
+    others = [path for path in runs_inside(root) if path.name not in runs]
     shown = [*runs.values(), *(RunDirectory(other, networks) for other in others)]
     report = write_report(sorted(shown, key=lambda run: run.root.name), root / "report.html", title)
     print(f"report: {report}", file=sys.stderr)

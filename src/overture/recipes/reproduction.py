@@ -26,6 +26,7 @@ from overture.progress import Progress, SilentProgress, TerminalProgress, stoppa
 from overture.recipes.published import PublishedResult, PublishedRow, load_row
 from overture.recipes.reproduction_folder import ReproductionFolder, Request
 from overture.runs.results import Results
+from overture.training.hardware import device_name
 
 __all__ = ["Reproduction", "find_reference", "reproduce"]
 
@@ -196,7 +197,7 @@ class _Work:
 
     def _tell_device(self) -> None:
         device, size = self.processes.device, self.processes.size
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        name = device_name(device)
         _on_main(self.processes, lambda: self.folder.add_device(name if size == 1 else f"{size} x {name}"))
 
 

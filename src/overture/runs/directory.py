@@ -23,13 +23,14 @@ from overture.data.token_files import TokenFile
 from overture.elsewhere import checked
 from overture.errors import OvertureError, UsageError
 from overture.files import lock, near_path, read_json, read_record, remove_leftovers, write_json, write_record
+from overture.hub import is_hub
 from overture.model_files import find_model, read_metadata
 from overture.progress import stop_requested
 from overture.runs.config import RunConfig
 from overture.runs.forms import DATA, check_form
 from overture.runs.results import Results
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "runs_inside"]
 
 
 class RunDirectory:
@@ -81,10 +82,14 @@ class RunDirectory:
         """Refuse a directory that is no run; one that holds runs, as a recipe's does, with the name of the first."""
         if self.is_run:
             return
+        if is_hub(self.root):
+            raise UsageError(
+                f"{self.root}: this needs a run on this machine; fetch it with overture pull, and give its --out"
+            )
         if not self.root.exists():
             raise UsageError(f"{self.root}: no such run directory{near_path(self.root)}")
-        inside = sorted(self.root.glob("*/config.json"))
-        hint = f"; give one of its runs: {inside[0].parent}" if inside else ""
+        inside = runs_inside(self.root)
+        hint = f"; give one of its runs: {inside[0]}" if inside else ""
         raise UsageError(f"{self.root}: not a run directory (no config.json){hint}")
 
     def read_config(self) -> RunConfig:
@@ -185,6 +190,11 @@ class RunDirectory:
     def locked_network(self, name: str) -> AbstractContextManager[None]:
         """Wait until no other process trains this network, which several runs may share, and keep others out."""
         return _locked(self.networks / f".{name}.lock", f"{self.networks}: stopped while another process trains {name}")
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    """The runs one level below a folder, such as that of a recipe with several."""
+    return sorted(config.parent for config in folder.glob("*/config.json"))
 
 
 @contextmanager

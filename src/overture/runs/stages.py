@@ -36,8 +36,8 @@ from overture.runs.evaluate_run import (
     token_entropy,
     write_samples,
 )
-from overture.runs.hardware import trained_with
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
+from overture.training.hardware import trained_with
 from overture.training.loop import Monitor, train
 from overture.training.step import chosen_precision
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig

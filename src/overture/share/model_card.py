@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from overture import __version__
 from overture.loggers.run_record import begins_with_tokens
@@ -34,6 +34,8 @@ class Card:
     """Parts of the models that are someone's ``module:name``."""
     pictures: Sequence[str] = ()
     """Paths of pictures in the repository."""
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+    """By model what it was trained on, in words, where its file says so."""
 
     def __str__(self) -> str:
         name = self.repository.rpartition("/")[2]
@@ -112,6 +114,7 @@ class Card:
                 for kind in self.models
                 if f"{kind}_training" in config
             ),
+            "Trained on": ", ".join(f"{kind}: {words}" for kind, words in self.trained_on.items()),
             "Recipe": f"{'prior settings of ' if begins_with_tokens(config) else ''}{config['recipe']}{' (tiny: for a try, not for pictures)' if config.get('tiny') else ''}, seed {config['seed']}"
             if config.get("recipe")
             else None,

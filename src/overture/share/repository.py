@@ -17,10 +17,11 @@ from overture.hub import HubFolder
 from overture.layout import Layout
 from overture.model_files import read_metadata, without_folders
 from overture.report.records import Record, read_records
-from overture.runs.directory import RunDirectory
+from overture.runs.directory import RunDirectory, runs_inside
 from overture.saved_model import FILE
 from overture.share.model_card import Card
 from overture.tokenizers.config import TokenizerConfig
+from overture.training.hardware import in_words, was_trained_with
 
 __all__ = ["KINDS", "fetch_repository", "write_repository"]
 
@@ -41,7 +42,9 @@ def write_repository(run: RunDirectory, folder: Path, repository: str, licence: 
         raise UsageError(f"{run.root}: no such run")
     found = {kind: run.root / kind / FILE for kind in KINDS if (run.root / kind / FILE).is_file()}
     if not found:
-        raise UsageError(f"{run.root}: holds neither tokenizer/{FILE} nor prior/{FILE}; train it first")
+        inside = runs_inside(run.root)
+        hint = f"give one of its runs: {inside[0]}" if inside else "train it first"
+        raise UsageError(f"{run.root}: holds neither tokenizer/{FILE} nor prior/{FILE}; {hint}")
     metadata = {kind: read_metadata(path, kind) for kind, path in found.items()}
     _check_results(run, metadata)
     for kind, path in found.items():
@@ -87,6 +90,7 @@ def _card(
         licence,
         list(dict.fromkeys(needed)),
         pictures,
+        {kind: in_words(told) for kind, about in metadata.items() if (told := was_trained_with(about))},
     )
 
 

@@ -21,6 +21,7 @@ from overture.data.transforms import to_float
 from overture.errors import OvertureError, UsageError
 from overture.nn.classifier import Classifier, ClassifierConfig, ClassifierRecord, save_classifier
 from overture.processes import Processes
+from overture.training.hardware import trained_with
 from overture.training.optim import OptimizerConfig
 from overture.training.step import NonFinite, Trainable
 
@@ -132,7 +133,7 @@ class ClassifierTrainer:
         record = ClassifierRecord(
             self.config, self.seed, train_images, accuracy, count, chance, data, training=to_dict(self.training)
         )
-        save_classifier(self.classifier, record, path)
+        save_classifier(self.classifier, record, path, trained_with=trained_with(self.processes))
         return record
 
 

@@ -28,6 +28,7 @@ from overture.processes import Processes, placed
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Encoded, Tokenizer, TrainedPart
 from overture.training.elbo import negative_elbo
+from overture.training.hardware import was_trained_with
 from overture.training.joint_prior import EncoderLoss, JointPriorConfig
 from overture.training.optim import OptimizerConfig
 from overture.training.start_from import Start, start_tokenizer
@@ -282,8 +283,8 @@ def save_finished(
     start, tokenizer = Start.find(training.start_from, "tokenizer"), config.build()
     start_tokenizer(tokenizer, start, training.trains)
     about = {"config": to_dict(config), "step": 0, **_origin(start, training), **metadata}
-    if "trained_with" in start.metadata:
-        about["trained_with"] = start.metadata["trained_with"]  # nothing is trained here
+    if known := was_trained_with(start.metadata):
+        about["trained_with"] = known  # nothing is trained here
     weights = {role: {name: t.clone() for name, t in tokenizer.state_dict().items()} for role in ("raw", "ema")}
     return save_model(path, "tokenizer", weights, about)
 
