@@ -13,14 +13,15 @@ __all__ = ["cifar10"]
 def cifar10() -> tuple[RunConfig, ...]:
     """A uniform and a VCQ model on CIFAR-10, 1D tokenizers of 64 tokens with codebooks of up to 4096.
 
-    Method: "Taming the Entropy Cliff" (arXiv 2605.06207); the growth law is ours, the paper's is not published.
+    Method: "Taming the Entropy Cliff" (arXiv 2605.06207); the growth law is ours, the paper's is not published: linear,
+    which generated nearest of the laws tried at 16 px (docs/experiments/codebooks.md).
     Data: torchvision's CIFAR-10 (downloaded), or a folder or zip of it: ``--data.source cifar10.zip/train
-    --data.held-out cifar10.zip/test``. Hardware: one accelerator, under an hour a model; a night on a CPU.
-    Command: ``overture run cifar10``.
+    --data.held-out cifar10.zip/test``. Hardware: one accelerator, under an hour a model
+    (by ``overture plan cifar10 --card h100``; not run in full yet), a week on CPU cores. Command: ``overture run cifar10``.
     """
     codebooks = {
         "uniform": CodebookConfig("uniform", k_max=4096),
-        "vcq": CodebookConfig("power", k_min=2, k_max=4096, exponent=2.0),
+        "vcq": CodebookConfig("linear", k_min=2, k_max=4096),
     }
     return tuple(_colour(one_dimensional(name, codebook)) for name, codebook in codebooks.items())
 
