@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(?P<mark><!-- (?:not run: [^\n]+|file: (?P<file>\S+)|fails: (?P<fails>[^\n]+)|before: (?P<before>[^\n]+)) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
+    r"^(?:<!-- (?P<mark>not run|file|fails|before): (?P<words>[^\n]+) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```",
     re.M | re.S,
 )
 SLOW = ("pip install",)
@@ -31,14 +31,15 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
     """
     found = []
     for match in BLOCK.finditer(page.read_text()):
-        if match["before"]:
-            found.append(("bash", match["before"], ""))
-        if match["file"]:
-            found.append((match["file"], match["code"], ""))
-        elif match["fails"]:
-            found.append((match["language"], match["code"], match["fails"]))
-        elif (match["before"] or not match["mark"]) and not any(word in match["code"] for word in SLOW):
-            found.append((match["language"], match["code"], ""))
+        mark, words, language, code = match["mark"], match["words"], match["language"], match["code"]
+        if mark == "before":
+            found.append(("bash", words, ""))
+        if mark == "file":
+            found.append((words, code, ""))
+        elif mark == "fails":
+            found.append((language, code, words))
+        elif mark in (None, "before") and not any(slow in code for slow in SLOW):
+            found.append((language, code, ""))
     return found
 
 
