@@ -46,7 +46,7 @@ def _with_table(old: str, page: Path, name: str, text: str) -> str:
 
 def _with_numbers(old: str, page: Path, name: str, table: Mapping[tuple[str, str], Cell]) -> tuple[str, int]:
     """With the numbers of this suite, and how many there are."""
-    known = {f"{run} {metric}": cell.text for (run, metric), cell in table.items()}
+    known = {f"{run} {metric}": cell.unbroken for (run, metric), cell in table.items()}
 
     def number(match: re.Match[str]) -> str:
         if match[2] not in known:

@@ -50,6 +50,11 @@ class Cell:
         told = f"{mean:,.{digits}f}" if spread is None else f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
         return f"{told} {self.mark}".rstrip()
 
+    @property
+    def unbroken(self) -> str:
+        """The same for a page, where a narrow column must not take it apart."""
+        return self.text.replace(" ", "\N{NO-BREAK SPACE}")
+
 
 def cells(suite: Suite, finished: Mapping[str, Finished]) -> dict[tuple[str, str], Cell]:
     """By run and metric; what no finished member has is left out. A metric that none has is refused, once every run has
@@ -107,14 +112,14 @@ def markdown(name: str, suite: Suite, finished: Mapping[str, Finished]) -> str:
     """The table, and below it what its numbers are."""
     table = cells(suite, finished)
     notes = [*_notes(name, suite, finished, table), *_protocols(suite, finished)]
-    return "\n".join([*_rows(suite, table), "", "  \n".join(notes)]) + "\n"
+    return "\n".join([*_rows(suite, {key: cell.text for key, cell in table.items()}), "", "  \n".join(notes)]) + "\n"
 
 
 def page_text(name: str, suite: Suite, finished: Mapping[str, Finished], picture: str) -> str:
     """The same for a page: with a picture, and how each number was made where a reader unfolds it."""
     table = cells(suite, finished)
     parts = [
-        "\n".join(_rows(suite, table)),
+        "\n".join(_rows(suite, {key: cell.unbroken for key, cell in table.items()})),
         "  \n".join(_notes(name, suite, finished, table)),
         picture,
         "<details><summary>How these numbers were made</summary>",
@@ -124,11 +129,11 @@ def page_text(name: str, suite: Suite, finished: Mapping[str, Finished], picture
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(suite: Suite, table: Mapping[tuple[str, str], Cell]) -> list[str]:
+def _rows(suite: Suite, texts: Mapping[tuple[str, str], str]) -> list[str]:
     head = ["", *suite.metrics.values()]
-    begun = dict.fromkeys(run for run, _ in table)
+    begun = dict.fromkeys(run for run, _ in texts)
     rows = [
-        [run.name, *(table[run.name, m].text if (run.name, m) in table else "" for m in suite.metrics)]
+        [run.name, *(texts.get((run.name, metric), "") for metric in suite.metrics)]
         for run in suite.runs
         if run.name in begun
     ]
