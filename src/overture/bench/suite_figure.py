@@ -34,6 +34,7 @@ def suite_figure(suite: Suite, table: Mapping[tuple[str, str], Cell]) -> Figure:
     size = (1.0 + WIDTH * columns, rows * (1.0 + ROW * len(runs)))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(h_pad=0.14)  # type: ignore[union-attr, call-arg]  # titles belong to what is below them
     for place, (metric, heading) in enumerate(suite.metrics.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         _panel(axes, suite.compare, runs, {run: cell for (run, own), cell in table.items() if own == metric})
