@@ -164,13 +164,14 @@ BITS = {
     "bits.train": "bits, training",
     "bits.held_out": "bits, held out",
 }
-COPIES = {"neighbours.features.suspicious": "near copies, % (chance: 1)", "neighbours.tokens.copies": "exact copies"}
+NEAR_COPIES = {"neighbours.features.suspicious": "near copies, % (chance: 1)"}
+COPIES = {**NEAR_COPIES, "neighbours.tokens.copies": "exact copies"}
 ROOM = {"entropy.room": "room, bits", "entropy.cliff": "cliff"}
 CONTENT = {
     **ROOM,
     "probe.all.4": "probe of 4 tokens, %",
     "probe.all.8": "probe of 8, %",
-    "neighbours.features.suspicious": "near copies, % (chance: 1)",
+    **NEAR_COPIES,
     "calibration.held_out.all.excess": "overconfident by, %",
 }
 FEW_CODES = {"calibration.held_out.2-7.excess": "the same where 2 to 7 codes, %"}

@@ -41,7 +41,8 @@ def prologue() -> Suite:
 
     Patches of 4 px, so 16 visual tokens of 512 codes; prologue tokens of 64 codes. The prologue's own cross-entropy has no
     weight, but in ``prologue-4-paper``, which has the published weights; ``prologue-4-low`` has a third of the published
-    weight on the visual term; ``prologue-4-deep`` has an encoder of twice the depth. Post starts from the tokenizer of ``2d`` of the same seed, whose reconstructions it keeps.
+    weight on the visual term; ``prologue-4-deep`` has an encoder of twice the depth. Post starts from the tokenizer of
+    ``2d`` of the same seed, whose reconstructions it keeps.
     Hardware: one CPU core a member.
     """
     return _suite(prologue_runs(), compare="2d", folder="fashion-mnist-16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from overture.cli.common import add_instrument, at_least, check_plot, device_of, finish, images_as_trained
+from overture.cli.common import add_instrument, at_least, check_plot, device_of, finish, how_many, images_as_trained
 from overture.errors import UsageError
 
 IMAGES = 6
@@ -60,9 +60,7 @@ def run(options: argparse.Namespace) -> int:
         data = directory.read_config().data
         check_data(directory.config, (data.source, data.held_out), "--data")
         source = data.build().held_out
-    count = min(IMAGES, len(source)) if options.images is None else options.images
-    if count > len(source):
-        raise UsageError(f"--images is {count:,}, but {source.name} has {len(source):,}")
+    count = how_many(options.images, len(source), source.name, option="--images", at_most=IMAGES)
     chosen = subset(source, some_of(len(source), count, options.seed))
     images = torch.cat([batch.images for batch in evaluation_batches(chosen, data, count)])
     result = study(tokenizer, images, options.segment, options.layer, options.tokens)

@@ -131,13 +131,19 @@ def drawn_tokens(
     loaded = labelled_ids(path)
     if layout is not None and loaded.layout != layout:
         raise OvertureError(f"{path}: its layout ({loaded.layout}) is not that of the model ({layout})")
-    if count is not None and count > len(loaded.ids):
-        raise UsageError(f"{option} is {count:,}, but {path} has {len(loaded.ids):,}")
-    if count is None and at_most is not None:
-        count = min(at_most, len(loaded.ids))
+    count = how_many(count, len(loaded.ids), str(path), option=option, at_most=at_most)
     rows = generator("order", 0, 0).permutation(some_of(len(loaded.ids), count))
     assert loaded.labels is not None
     return torch.from_numpy(loaded.ids[rows].astype("int64")), torch.from_numpy(loaded.labels[rows])
+
+
+def how_many(count: int | None, there: int, where: str, *, option: str, at_most: int | None = None) -> int:
+    """What ``option`` asks for of the rows or images that are ``there``, by default all, or ``at_most`` so many."""
+    if count is None:
+        return there if at_most is None else min(at_most, there)
+    if count > there:
+        raise UsageError(f"{option} is {count:,}, but {where} has {there:,}")
+    return count
 
 
 def labelled_ids(path: Path) -> LoadedIds:

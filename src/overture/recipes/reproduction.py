@@ -26,7 +26,7 @@ from overture.progress import Progress, SilentProgress, TerminalProgress, stoppa
 from overture.recipes.published import PublishedResult, PublishedRow, load_row
 from overture.recipes.reproduction_folder import ReproductionFolder, Request
 from overture.runs.results import Results
-from overture.training.hardware import device_name
+from overture.training.hardware import device_name, so_many
 
 __all__ = ["Reproduction", "find_reference", "reproduce"]
 
@@ -196,9 +196,8 @@ class _Work:
         remove(partial_file(self.run.samples / f"{kind}.npz"))
 
     def _tell_device(self) -> None:
-        device, size = self.processes.device, self.processes.size
-        name = device_name(device)
-        _on_main(self.processes, lambda: self.folder.add_device(name if size == 1 else f"{size} x {name}"))
+        device = so_many(device_name(self.processes.device), self.processes.size)
+        _on_main(self.processes, lambda: self.folder.add_device(device))
 
 
 # -- what a reader has to know --------------------------------------------------------------------------------------

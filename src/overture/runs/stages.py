@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -37,7 +37,6 @@ from overture.runs.evaluate_run import (
     write_samples,
 )
 from overture.runs.monitor import PriorMonitor, TokenizerMonitor
-from overture.training.hardware import trained_with
 from overture.training.loop import Monitor, train
 from overture.training.step import chosen_precision
 from overture.training.train_classifier import ClassifierTrainer, ClassifierTrainingConfig
@@ -203,7 +202,7 @@ def _tokenizer_stage(
     if stream.corrupt:
         progress.say(f"{len(stream.corrupt)} corrupt images were skipped, the first is {stream.corrupt[0]}")
     if processes.is_main:
-        about = {"run_config": to_dict(config), "trained_with": trained_with(processes)}
+        about: dict[str, Any] = {"run_config": to_dict(config)}
         # A joint prior has learned the ids of the raw tokenizer, so the two are used together.
         digest = trainer.save(run.tokenizer_model, {**about, "use_weights": "raw"} if joint else about)
         if joint and trainer.joint:
@@ -297,7 +296,7 @@ def prior_stage(
     for file in files.values():
         file.check_layout(layout)
     stream = TokenStream(files["train"], training.batch_size, config.seed, processes.rank, processes.size)
-    about = {"run_config": to_dict(config), "tokenizer_hash": tokens_of, "trained_with": trained_with(processes)}
+    about = {"run_config": to_dict(config), "tokenizer_hash": tokens_of}
     monitor = make_monitor(trainer, lambda path: trainer.save(path, about))
     with _timed(run, "prior", processes):
         train(

@@ -12,7 +12,7 @@ import torch
 from overture import __version__
 from overture.processes import Processes
 
-__all__ = ["device_name", "in_words", "processor_name", "trained_with", "versions", "was_trained_with"]
+__all__ = ["device_name", "in_words", "processor_name", "so_many", "trained_with", "versions", "was_trained_with"]
 
 
 def trained_with(processes: Processes) -> dict[str, Any]:
@@ -32,8 +32,12 @@ def was_trained_with(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_words(told: Mapping[str, Any]) -> str:
     """What :func:`was_trained_with` gives, for a reader."""
-    times = f"{told['processes']} x " if told["processes"] > 1 else ""
-    return f"{times}{told['device']}, PyTorch {told['torch']}"
+    return f"{so_many(told['device'], told['processes'])}, PyTorch {told['torch']}"
+
+
+def so_many(device: str, processes: int) -> str:
+    """The name of a device with how many of them worked together."""
+    return device if processes == 1 else f"{processes} x {device}"
 
 
 def versions() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from overture.nn.transformer import Recompute, set_recompute
 from overture.priors.likelihood import measure_likelihood
 from overture.priors.model import Prior, PriorConfig
 from overture.processes import Processes, placed
+from overture.training.hardware import trained_with
 from overture.training.loop import Measure
 from overture.training.optim import OptimizerConfig
 from overture.training.prior_pass import PriorPass
@@ -183,7 +184,8 @@ def sharded_layers(prior: Prior) -> list[nn.Module]:
 def save_prior(path: Path, trained: Trainable, metadata: dict[str, Any]) -> None:
     """Write a trained prior's ``model.safetensors``, on the main process; all take part."""
     prior: Any = trained.module
-    about = {"config": to_dict(prior.config), "layout": prior.layout.to_dict(), **metadata}
+    about = {"config": to_dict(prior.config), "layout": prior.layout.to_dict()}
+    about |= {"trained_with": trained_with(trained.processes), **metadata}
     weights = trained.weights()
     if trained.processes.is_main:
         save_model(path, "prior", weights, about)

@@ -28,7 +28,7 @@ from overture.processes import Processes, placed
 from overture.tokenizers.config import TokenizerConfig
 from overture.tokenizers.tokenizer import Encoded, Tokenizer, TrainedPart
 from overture.training.elbo import negative_elbo
-from overture.training.hardware import was_trained_with
+from overture.training.hardware import trained_with, was_trained_with
 from overture.training.joint_prior import EncoderLoss, JointPriorConfig
 from overture.training.optim import OptimizerConfig
 from overture.training.start_from import Start, start_tokenizer
@@ -272,7 +272,8 @@ class TokenizerTrainer:
 
     def save(self, path: Path, metadata: dict[str, Any]) -> str:
         """Write ``model.safetensors`` (raw and EMA weights); returns its hash."""
-        about = {"config": to_dict(self.config), "step": self.step, **_origin(self.start, self.training), **metadata}
+        about = {"config": to_dict(self.config), "step": self.step, "trained_with": trained_with(self.processes)}
+        about |= {**_origin(self.start, self.training), **metadata}
         return save_model(path, "tokenizer", self.generator.weights(), about)
 
 
